@@ -1,0 +1,1 @@
+"""Measurements on energies, samples, multipliers and critics; pure functions."""

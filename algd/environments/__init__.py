@@ -1,0 +1,1 @@
+"""Environments with a cost: one door (``make_env``) for Safety-Gymnasium, Gymnasium and analytic tasks."""

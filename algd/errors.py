@@ -1,0 +1,17 @@
+"""Errors that a user can act on: the command line prints them as one line, without a traceback."""
+
+
+class UserError(Exception):
+    """Something outside the program is wrong: the message names what, what is allowed, what came."""
+
+
+class ConfigError(UserError, ValueError):
+    """A configuration key or value that cannot be used."""
+
+
+class EnvironmentFault(UserError, RuntimeError):
+    """An environment that cannot be made, breaks its contract, or returned unusable numbers."""
+
+
+class CheckpointError(UserError, RuntimeError):
+    """A run directory or checkpoint that cannot be written, read or used here."""
