@@ -1,0 +1,42 @@
+"""Constrained off-policy learning with augmented Lagrangians: torch, einops and numpy only.
+
+In: batches of transitions (``ReplayBuffer``). Out: critics, multipliers and a Gaussian agent.
+Relations: SAC-ALaM (arXiv 2605.00667) and the augmented Lagrangian it shares with ALGD
+(arXiv 2602.02924). Every part can be used alone, the multiplier networks above all.
+"""
+
+from alam.critics import CriticConfig, SafeCritics, td_target
+from alam.gaussian import GaussianPolicy, GaussianPolicyConfig
+from alam.lagrangian import (
+    Constraint,
+    ConstraintConfig,
+    augmented_lagrangian,
+    cost_threshold,
+    dual_target,
+)
+from alam.multiplier import MULTIPLIERS, MultiplierConfig, make_multiplier
+from alam.replay import ReplayBuffer
+from alam.sac import SACAgent, SACConfig
+from alam.types import Agent, Batch, Metrics
+
+__all__ = [
+    "MULTIPLIERS",
+    "Agent",
+    "Batch",
+    "Constraint",
+    "ConstraintConfig",
+    "CriticConfig",
+    "GaussianPolicy",
+    "GaussianPolicyConfig",
+    "Metrics",
+    "MultiplierConfig",
+    "ReplayBuffer",
+    "SACAgent",
+    "SACConfig",
+    "SafeCritics",
+    "augmented_lagrangian",
+    "cost_threshold",
+    "dual_target",
+    "make_multiplier",
+    "td_target",
+]

@@ -1,0 +1,202 @@
+"""Reward and cost critics, their targets and their optimiser.
+
+In: a ``Batch`` and the next actions of the policy. Out: value estimates and detached losses.
+Relations: clipped double Q-learning for the reward (the minimum of two); an ensemble, read
+pessimistically, for the cost (arXiv 2602.02924); reachability targets as in arXiv 2205.07536.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from alam.networks import Activation, EnsembleMLP, make_adam, polyak_update
+from alam.types import Batch, Metrics
+
+_VARIANCE_FLOOR = 1e-12  # keeps the gradient of the standard deviation finite at agreement
+
+
+@dataclass(frozen=True)
+class CriticConfig:
+    """Critics of reward and cost.
+
+    num_cost_critics, cost_pessimism: q_cost = mean + cost_pessimism * standard deviation over the
+        ensemble.
+    cost_target: ``discounted`` cost to go, or ``reachability``: the worst discounted cost ahead,
+        whose threshold is 0 (hard state-wise safety).
+    mask_terminated_cost: stop bootstrapping the cost at terminations; the released ALGD code
+        does not on Safety-Gymnasium.
+    target_update_rate, target_update_interval: Polyak rate, and updates between two applications.
+    """
+
+    hidden: tuple[int, ...] = (256, 256)
+    reward_activation: Activation = "relu"
+    cost_activation: Activation = "silu"
+    num_cost_critics: int = 4
+    cost_pessimism: float = 0.5
+    discount: float = 0.99
+    cost_discount: float = 0.99
+    cost_target: Literal["discounted", "reachability"] = "discounted"
+    mask_terminated_cost: bool = True
+    learning_rate: float = 3e-4
+    target_update_rate: float = 0.005
+    target_update_interval: int = 1
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    def __post_init__(self) -> None:
+        if not self.hidden or min(self.hidden) < 1:
+            raise ValueError(f"hidden must be one or more positive widths, got {self.hidden}")
+        if self.num_cost_critics < 1:
+            raise ValueError(f"num_cost_critics must be >= 1, got {self.num_cost_critics}")
+        for name in ("discount", "cost_discount"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
+        if not 0.0 < self.target_update_rate <= 1.0:
+            raise ValueError(f"target_update_rate must be in (0, 1], got {self.target_update_rate}")
+        if self.target_update_interval < 1:
+            raise ValueError(
+                f"target_update_interval must be >= 1, got {self.target_update_interval}"
+            )
+        if not 0.0 < self.learning_rate < float("inf"):
+            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
+
+
+def td_target(
+    signal: Float[Tensor, " B"],
+    next_value: Float[Tensor, "*E B"],
+    terminated: Float[Tensor, " B"],
+    *,
+    discount: float,
+) -> Float[Tensor, "*E B"]:
+    """Return signal + discount * (1 - terminated) * next_value.
+
+    Termination stops bootstrapping; truncation by a time limit never does, and so does not appear.
+    """
+    return signal + discount * (1.0 - terminated) * next_value
+
+
+def reachability_target(
+    cost: Float[Tensor, " B"],
+    next_value: Float[Tensor, "*E B"],
+    terminated: Float[Tensor, " B"],
+    *,
+    discount: float,
+) -> Float[Tensor, "*E B"]:
+    """Return (1 - discount) * cost + discount * max(cost, next_value), next_value 0 at the end."""
+    ahead = torch.maximum(cost.expand_as(next_value), (1.0 - terminated) * next_value)
+    return (1.0 - discount) * cost + discount * ahead
+
+
+class SafeCritics(nn.Module):
+    """Twin reward critics and a cost ensemble with Polyak targets and one optimiser.
+
+    Call ``build_optimizer`` once the module is on its device. Policies ask for values with
+    ``frozen=True``: gradients then flow to the action and never to the weights.
+    """
+
+    def __init__(
+        self,
+        obs_dim: int,
+        action_dim: int,
+        config: CriticConfig,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        parts = (obs_dim, action_dim)
+
+        def ensemble(members: int, activation: Activation) -> EnsembleMLP:
+            return EnsembleMLP(
+                members, parts, config.hidden, 1, activation=activation, generator=generator
+            )
+
+        self.reward = ensemble(2, config.reward_activation)
+        self.cost = ensemble(config.num_cost_critics, config.cost_activation)
+        self.reward_target = ensemble(2, config.reward_activation).requires_grad_(False)
+        self.cost_target = ensemble(config.num_cost_critics, config.cost_activation).requires_grad_(
+            False
+        )
+        self.reward_target.load_state_dict(self.reward.state_dict())
+        self.cost_target.load_state_dict(self.cost.state_dict())
+
+    def build_optimizer(self) -> None:
+        """Create the optimiser over both critics."""
+        self.optimizer = make_adam(
+            [*self.reward.parameters(), *self.cost.parameters()],
+            learning_rate=self.config.learning_rate,
+        )
+
+    def q_reward(self, obs: Tensor, action: Tensor, *, frozen: bool = False) -> Tensor:
+        """Return the minimum of the twins, shape of the broadcast leading dimensions."""
+        return self.reward(obs, action, frozen=frozen).squeeze(-1).amin(0)
+
+    def q_cost(self, obs: Tensor, action: Tensor, *, frozen: bool = False) -> Tensor:
+        """Return mean + cost_pessimism * std of the ensemble."""
+        values = self.cost(obs, action, frozen=frozen).squeeze(-1)
+        if self.config.num_cost_critics == 1 or self.config.cost_pessimism == 0.0:
+            return values.mean(0)
+        std = (values.var(0) + _VARIANCE_FLOOR).sqrt()
+        return values.mean(0) + self.config.cost_pessimism * std
+
+    @torch.no_grad()
+    def targets(
+        self,
+        batch: Batch,
+        next_action: Float[Tensor, "B A"],
+        next_bonus: Float[Tensor, " B"] | float = 0.0,
+    ) -> tuple[Float[Tensor, " B"], Float[Tensor, "E B"]]:
+        """Return the reward target and each cost critic's own target.
+
+        Each member of the cost ensemble regresses to its own target network, so that their spread
+        keeps measuring disagreement. ``next_bonus`` (the entropy bonus of SAC) enters the reward
+        target alone.
+        """
+        config = self.config
+        next_q = self.reward_target(batch.next_obs, next_action).squeeze(-1).amin(0) + next_bonus
+        reward = td_target(batch.reward, next_q, batch.terminated, discount=config.discount)
+        next_cost = self.cost_target(batch.next_obs, next_action).squeeze(-1)
+        end = batch.terminated
+        if not config.mask_terminated_cost:
+            end = torch.zeros_like(end)
+        rule = td_target if config.cost_target == "discounted" else reachability_target
+        return reward, rule(batch.cost, next_cost, end, discount=config.cost_discount)
+
+    def update(
+        self,
+        batch: Batch,
+        next_action: Float[Tensor, "B A"],
+        next_bonus: Float[Tensor, " B"] | float = 0.0,
+    ) -> Metrics:
+        """Take one regression step of all critics."""
+        reward_target, cost_target = self.targets(batch, next_action, next_bonus)
+        q_reward = self.reward(batch.obs, batch.action).squeeze(-1)
+        q_cost = self.cost(batch.obs, batch.action).squeeze(-1)
+        reward_loss = (q_reward - reward_target).square().mean(-1).sum()
+        cost_loss = (q_cost - cost_target).square().mean(-1).sum()
+        self.optimizer.zero_grad(set_to_none=True)
+        (reward_loss + cost_loss).backward()
+        self.optimizer.step()
+        return {
+            "loss/reward_critic": reward_loss.detach(),
+            "loss/cost_critic": cost_loss.detach(),
+            "train/q_reward": q_reward.detach().mean(),
+            "train/q_cost": q_cost.detach().mean(),
+        }
+
+    def polyak(self) -> None:
+        """Move both targets towards their critics."""
+        polyak_update(self.reward_target, self.reward, rate=self.config.target_update_rate)
+        polyak_update(self.cost_target, self.cost, rate=self.config.target_update_rate)
+
+    def full_state(self) -> dict[str, Any]:
+        """Return weights, targets and optimiser."""
+        return {"module": self.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_full_state(self, state: dict[str, Any]) -> None:
+        """Restore what ``full_state`` returned."""
+        self.load_state_dict(state["module"])
+        self.optimizer.load_state_dict(state["optimizer"])

@@ -1,0 +1,252 @@
+"""The Gaussian agent: soft actor-critic under a constraint.
+
+In: batches. Out: actions and metrics. SAC-ALaM (arXiv 2605.00667) with the state-wise ALaM
+multiplier; SAC-Lag, SAC-PID, SAC-ADRC and FAC by another multiplier; SAC without augmentation
+and with a multiplier fixed at 0.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from alam.critics import CriticConfig, SafeCritics
+from alam.gaussian import GaussianPolicy, GaussianPolicyConfig
+from alam.lagrangian import Constraint, ConstraintConfig, cost_threshold
+from alam.multiplier import Multiplier, MultiplierConfig, StatewiseALaMConfig, make_multiplier
+from alam.networks import make_adam
+from alam.types import Batch, Metrics
+
+
+@dataclass(frozen=True)
+class SACConfig:
+    """Policy, critics, constraint and multiplier of a Gaussian agent."""
+
+    policy: GaussianPolicyConfig = field(default_factory=GaussianPolicyConfig)
+    critics: CriticConfig = field(default_factory=CriticConfig)
+    constraint: ConstraintConfig = field(default_factory=ConstraintConfig)
+    multiplier: MultiplierConfig = field(default_factory=StatewiseALaMConfig)
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+
+def make_constraint(
+    config: ConstraintConfig, critics: CriticConfig, *, episode_length: int
+) -> Constraint:
+    """Return the constraint on the scale of the cost critic; reachability has threshold 0."""
+    if critics.cost_target == "reachability":
+        return Constraint(config, threshold=0.0)
+    threshold = cost_threshold(
+        cost_limit=config.cost_limit,
+        episode_length=episode_length,
+        cost_discount=critics.cost_discount,
+    )
+    return Constraint(config, threshold=threshold)
+
+
+class ConstrainedLearner:
+    """What every agent here holds besides its policy: critics, constraint, multiplier, generator.
+
+    Args:
+        obs_dim, action_dim: widths.
+        critics, constraint, multiplier: configurations.
+        episode_length: horizon that ``cost_limit`` refers to, in steps.
+        seed: of the initial weights and of the noise drawn in ``update``.
+        device: of all parameters.
+    """
+
+    def __init__(
+        self,
+        obs_dim: int,
+        action_dim: int,
+        critics: CriticConfig,
+        constraint: ConstraintConfig,
+        multiplier: MultiplierConfig,
+        *,
+        episode_length: int,
+        seed: int,
+        device: torch.device | str,
+    ) -> None:
+        self.obs_dim = obs_dim
+        self.action_dim = action_dim
+        self.initial = torch.Generator().manual_seed(seed)
+        self.critics = SafeCritics(obs_dim, action_dim, critics, generator=self.initial).to(device)
+        self.critics.build_optimizer()
+        self.constraint = make_constraint(constraint, critics, episode_length=episode_length).to(
+            device
+        )
+        self.multiplier: Multiplier = make_multiplier(
+            multiplier,
+            obs_dim,
+            penalty_coef=constraint.penalty_coef,
+            generator=self.initial,
+        ).to(device)
+        self.multiplier.build_optimizer()
+        self.generator = torch.Generator(device=device).manual_seed(seed)
+        self.num_updates = 0
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters live."""
+        return self.generator.device
+
+    def energy(
+        self, obs: Float[Tensor, "B O"], action: Float[Tensor, "*S B A"]
+    ) -> Float[Tensor, "*S B"]:
+        """Return the energy of normalised actions; gradients reach the action alone."""
+        q_reward = self.critics.q_reward(obs, action, frozen=True)
+        violation = self.constraint.violation(self.critics.q_cost(obs, action, frozen=True))
+        with torch.no_grad():
+            multiplier = self.multiplier(obs)
+        return self.constraint.energy(q_reward, violation, multiplier)
+
+    @torch.no_grad()
+    def multiplier_signal(self, batch: Batch, policy_violation: Tensor) -> Tensor:
+        """Return the violation that the multiplier learns from, by its configured signal."""
+        if self.multiplier.config.signal != "replay":
+            return policy_violation.detach()
+        return self.constraint.violation(self.critics.q_cost(batch.obs, batch.action))
+
+    def polyak_if_due(self) -> None:
+        """Move the target critics at their interval."""
+        if self.num_updates % self.critics.config.target_update_interval == 0:
+            self.critics.polyak()
+
+    def observe_episode_cost(self, cost: float) -> None:
+        """Tell the multiplier the violation of a finished episode, in the constraint's unit."""
+        limit = self.constraint.config.cost_limit
+        relative = cost / limit - 1.0 if limit > 0 else cost
+        scale = float(self.constraint.threshold) or 1.0
+        self.multiplier.observe_episode(relative * scale / float(self.constraint.unit))
+
+    def learner_state(self) -> dict[str, Any]:
+        """Return critics, multiplier, noise generator and counter."""
+        return {
+            "critics": self.critics.full_state(),
+            "multiplier": self.multiplier.full_state(),
+            "generator": self.generator.get_state(),
+            "num_updates": self.num_updates,
+        }
+
+    def load_learner_state(self, state: dict[str, Any]) -> None:
+        """Restore what ``learner_state`` returned."""
+        self.critics.load_full_state(state["critics"])
+        self.multiplier.load_full_state(state["multiplier"])
+        self.generator.set_state(state["generator"].cpu())
+        self.num_updates = state["num_updates"]
+
+
+class SACAgent(ConstrainedLearner):
+    """Soft actor-critic on the augmented Lagrangian."""
+
+    def __init__(
+        self,
+        obs_dim: int,
+        action_dim: int,
+        config: SACConfig,
+        *,
+        episode_length: int,
+        seed: int,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        super().__init__(
+            obs_dim,
+            action_dim,
+            config.critics,
+            config.constraint,
+            config.multiplier,
+            episode_length=episode_length,
+            seed=seed,
+            device=device,
+        )
+        self.config = config
+        policy = config.policy
+        self.policy = GaussianPolicy(obs_dim, action_dim, policy, generator=self.initial).to(device)
+        self.auto_entropy = policy.entropy_coef == "auto"
+        start = policy.initial_entropy_coef if self.auto_entropy else policy.entropy_coef
+        # A fixed coefficient of 0 has no logarithm; it is kept as a tiny one.
+        self.log_entropy_coef = torch.tensor(float(start), device=device).clamp(min=1e-12).log()
+        self.target_entropy = (
+            -float(action_dim) if policy.target_entropy is None else policy.target_entropy
+        )
+        self.policy_optimizer = make_adam(
+            list(self.policy.parameters()), learning_rate=policy.learning_rate
+        )
+        self.entropy_optimizer = make_adam(
+            [self.log_entropy_coef], learning_rate=policy.learning_rate
+        )
+
+    @torch.no_grad()
+    def act(
+        self,
+        obs: Float[np.ndarray, "N O"],
+        *,
+        generator: torch.Generator,
+        deterministic: bool = False,
+    ) -> Float[np.ndarray, "N A"]:
+        """Return normalised actions; ``deterministic`` gives tanh of the latent mean."""
+        tensor = torch.from_numpy(np.ascontiguousarray(obs)).to(self.device)
+        if deterministic:
+            return self.policy.mode(tensor).cpu().numpy()
+        noise = torch.randn(len(obs), self.action_dim, generator=generator, device=generator.device)
+        return self.policy.sample(tensor, noise.to(self.device))[0].cpu().numpy()
+
+    def update(self, batch: Batch) -> Metrics:
+        """Critics, then policy and entropy coefficient, then multiplier, then targets."""
+        self.num_updates += 1
+        noise = torch.randn(2, *batch.action.shape, generator=self.generator, device=self.device)
+        entropy_coef = self.log_entropy_coef.exp()
+        with torch.no_grad():
+            next_action, next_log_prob = self.policy.sample(batch.next_obs, noise[0])
+        metrics = self.critics.update(batch, next_action, -entropy_coef * next_log_prob)
+        if self.num_updates % self.config.policy.update_interval == 0:
+            violation, policy_metrics = self._update_policy(batch, noise[1], entropy_coef)
+            signal = self.multiplier_signal(batch, violation)
+            metrics |= policy_metrics | self.multiplier.update(batch.obs, signal)
+        self.polyak_if_due()
+        return metrics
+
+    def _update_policy(
+        self, batch: Batch, noise: Tensor, entropy_coef: Tensor
+    ) -> tuple[Float[Tensor, " B"], Metrics]:
+        """Minimise E[entropy_coef * log pi + energy], the multiplier detached."""
+        action, log_prob = self.policy.sample(batch.obs, noise)
+        q_reward = self.critics.q_reward(batch.obs, action, frozen=True)
+        violation = self.constraint.violation(self.critics.q_cost(batch.obs, action, frozen=True))
+        with torch.no_grad():
+            multiplier = self.multiplier(batch.obs)
+        energy = self.constraint.energy(q_reward, violation, multiplier)
+        loss = (entropy_coef * log_prob + energy).mean()
+        self.policy_optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.policy_optimizer.step()
+        entropy = -log_prob.detach().mean()
+        if self.auto_entropy:
+            self.log_entropy_coef.grad = (entropy - self.target_entropy).reshape(())
+            self.entropy_optimizer.step()
+        return violation.detach(), {
+            "loss/policy": loss.detach(),
+            "train/energy": energy.detach().mean(),
+            "train/entropy": entropy,
+            "train/entropy_coef": entropy_coef,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that a bitwise continuation needs."""
+        return self.learner_state() | {
+            "policy": self.policy.state_dict(),
+            "log_entropy_coef": self.log_entropy_coef,
+            "policy_optimizer": self.policy_optimizer.state_dict(),
+            "entropy_optimizer": self.entropy_optimizer.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` returned."""
+        self.load_learner_state(state)
+        self.policy.load_state_dict(state["policy"])
+        self.log_entropy_coef.copy_(state["log_entropy_coef"])
+        self.policy_optimizer.load_state_dict(state["policy_optimizer"])
+        self.entropy_optimizer.load_state_dict(state["entropy_optimizer"])

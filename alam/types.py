@@ -1,0 +1,60 @@
+"""What passes between the parts: a batch of transitions, metrics, and the shape of an agent.
+
+Legend of dimensions, used in every annotation: B batch, O observation, A action, E ensemble
+member, S score sample, T denoising step, N environment.
+"""
+
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+Metrics = dict[str, Tensor]
+"""Detached scalar tensors by name; nobody reads them on the host inside ``update``."""
+
+
+class Batch(NamedTuple):
+    """Transitions; actions are normalised to [-1, 1].
+
+    ``terminated`` is 1.0 where the successor is an absorbing end. A time limit (truncation) is
+    not an end: such rows carry 0.0 and their true final observation in ``next_obs``.
+    """
+
+    obs: Float[Tensor, "B O"]
+    action: Float[Tensor, "B A"]
+    reward: Float[Tensor, " B"]
+    cost: Float[Tensor, " B"]
+    next_obs: Float[Tensor, "B O"]
+    terminated: Float[Tensor, " B"]
+
+
+class Agent(Protocol):
+    """What the trainer needs of an agent; environment, replay and files never enter it."""
+
+    def act(
+        self,
+        obs: Float[np.ndarray, "N O"],
+        *,
+        generator: torch.Generator,
+        deterministic: bool = False,
+    ) -> Float[np.ndarray, "N A"]:
+        """Return normalised actions in [-1, 1] for N observations."""
+        ...
+
+    def update(self, batch: Batch) -> Metrics:
+        """Take one gradient step of every part and return detached scalars."""
+        ...
+
+    def observe_episode_cost(self, cost: float) -> None:
+        """Tell the multiplier the undiscounted cost of a finished episode."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that a bitwise continuation needs."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` returned."""
+        ...
