@@ -1,0 +1,36 @@
+"""What holds for every test: one thread, no network tracking, and shapes checked at run time.
+
+The jaxtyping hook must be installed before the first import of alam or algd, so it stands here,
+where pytest arrives before it collects anything.
+"""
+
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"  # read once, when torch is imported
+os.environ["WANDB_MODE"] = "disabled"  # a developer's login must not turn tests into uploads
+os.environ["WANDB_SILENT"] = "true"
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from jaxtyping import install_import_hook
+
+install_import_hook(["alam", "algd"], "typeguard.typechecked")
+
+
+@pytest.fixture(autouse=True)
+def _one_torch_thread() -> None:
+    """Keep results and timings free of OpenMP on a shared machine."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def no_wandb_login(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Hide the developer's W&B key, login file and mode."""
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "WANDB_IDENTITY_TOKEN_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
+    yield
