@@ -93,15 +93,15 @@ class ConstrainedLearner:
         """Where the parameters live."""
         return self.generator.device
 
-    def energy(
+    def evaluate(
         self, obs: Float[Tensor, "B O"], action: Float[Tensor, "*S B A"]
-    ) -> Float[Tensor, "*S B"]:
-        """Return the energy of normalised actions; gradients reach the action alone."""
+    ) -> tuple[Float[Tensor, "*S B"], Float[Tensor, "*S B"]]:
+        """Return energy and violation of normalised actions; gradients reach the actions alone."""
         q_reward = self.critics.q_reward(obs, action, frozen=True)
         violation = self.constraint.violation(self.critics.q_cost(obs, action, frozen=True))
         with torch.no_grad():
             multiplier = self.multiplier(obs)
-        return self.constraint.energy(q_reward, violation, multiplier)
+        return self.constraint.energy(q_reward, violation, multiplier), violation
 
     @torch.no_grad()
     def multiplier_signal(self, batch: Batch, policy_violation: Tensor) -> Tensor:
@@ -214,11 +214,7 @@ class SACAgent(ConstrainedLearner):
     ) -> tuple[Float[Tensor, " B"], Metrics]:
         """Minimise E[entropy_coef * log pi + energy], the multiplier detached."""
         action, log_prob = self.policy.sample(batch.obs, noise)
-        q_reward = self.critics.q_reward(batch.obs, action, frozen=True)
-        violation = self.constraint.violation(self.critics.q_cost(batch.obs, action, frozen=True))
-        with torch.no_grad():
-            multiplier = self.multiplier(batch.obs)
-        energy = self.constraint.energy(q_reward, violation, multiplier)
+        energy, violation = self.evaluate(batch.obs, action)
         loss = (entropy_coef * log_prob + energy).mean()
         self.policy_optimizer.zero_grad(set_to_none=True)
         loss.backward()

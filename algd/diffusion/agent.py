@@ -1,0 +1,177 @@
+"""The ALGD agent: a denoising policy under an augmented-Lagrangian energy.
+
+In: batches. Out: actions and metrics. Relation: arXiv 2602.02924. Whatever multiplier the config
+names takes the place of lambda(s).
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from einops import repeat
+from jaxtyping import Float
+from torch import Tensor
+
+from alam.critics import CriticConfig
+from alam.lagrangian import ConstraintConfig
+from alam.multiplier import MultiplierConfig, StatewiseALaMConfig
+from alam.networks import make_adam
+from alam.sac import ConstrainedLearner
+from alam.types import Batch, Metrics
+from algd.diffusion.policy import DiffusionPolicy, DiffusionPolicyConfig, PolicyLoss, best_of
+from algd.diffusion.release import ReleasePolicy, ReleasePolicyConfig
+from algd.diffusion.temperature import Temperature
+
+
+@dataclass(frozen=True)
+class ALGDConfig:
+    """Policy, critics, constraint and multiplier of a diffusion agent."""
+
+    policy: DiffusionPolicyConfig | ReleasePolicyConfig = field(
+        default_factory=DiffusionPolicyConfig
+    )
+    critics: CriticConfig = field(default_factory=CriticConfig)
+    constraint: ConstraintConfig = field(default_factory=ConstraintConfig)
+    multiplier: MultiplierConfig = field(default_factory=StatewiseALaMConfig)
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+
+class ALGDAgent(ConstrainedLearner):
+    """Augmented-Lagrangian-guided diffusion, off-policy and online."""
+
+    def __init__(
+        self,
+        obs_dim: int,
+        action_dim: int,
+        config: ALGDConfig,
+        *,
+        episode_length: int,
+        seed: int,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        super().__init__(
+            obs_dim,
+            action_dim,
+            config.critics,
+            config.constraint,
+            config.multiplier,
+            episode_length=episode_length,
+            seed=seed,
+            device=device,
+        )
+        self.config = config
+        kind = ReleasePolicy if isinstance(config.policy, ReleasePolicyConfig) else DiffusionPolicy
+        self.policy = kind(obs_dim, action_dim, config.policy, generator=self.initial).to(device)
+        self.num_levels = config.policy.schedule.num_train_timesteps
+        self.policy_optimizer = make_adam(
+            list(self.policy.parameters()), learning_rate=config.policy.learning_rate
+        )
+        self.temperature = Temperature(config.policy.temperature, action_dim).to(device)
+        self.temperature.build_optimizer()
+
+    @torch.no_grad()
+    def act(
+        self,
+        obs: Float[np.ndarray, "N O"],
+        *,
+        generator: torch.Generator,
+        deterministic: bool = False,
+    ) -> Float[np.ndarray, "N A"]:
+        """Return normalised actions.
+
+        ``deterministic`` gives the noise-free chain, or with ``candidates`` > 1 the best of so many
+        samples by energy (then the generator is used).
+        """
+        tensor = torch.from_numpy(np.ascontiguousarray(obs)).to(self.device)
+        candidates = self.config.policy.candidates if deterministic else 1
+        if deterministic and candidates == 1:
+            return self.policy.mode(tensor).cpu().numpy()
+        noise = torch.randn(
+            self.policy.num_noises,
+            candidates * len(obs),
+            self.action_dim,
+            generator=generator,
+            device=generator.device,
+        ).to(self.device)
+        if candidates == 1:
+            return self.policy.sample(tensor, noise).cpu().numpy()
+        repeated = repeat(tensor, "b o -> (s b) o", s=candidates)
+        actions = self.policy.sample(repeated, noise).unflatten(0, (candidates, len(obs)))
+        return best_of(actions, self.evaluate(tensor, actions)[0]).cpu().numpy()
+
+    def update(self, batch: Batch) -> Metrics:
+        """Critics, then policy, then temperature and multiplier, then targets."""
+        self.num_updates += 1
+        chain_noise, loss_noise = self._noise(batch)
+        with torch.no_grad():
+            next_action = self.policy.sample(batch.next_obs, chain_noise)
+        metrics = self.critics.update(batch, next_action)
+        if self.num_updates % self.config.policy.update_interval == 0:
+            result = self._update_policy(batch, loss_noise)
+            signal = self.multiplier_signal(batch, result.violation)
+            metrics |= result.metrics | self._update_temperature(batch)
+            metrics |= self.multiplier.update(batch.obs, signal)
+        self.polyak_if_due()
+        return metrics
+
+    def _noise(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Draw all normals of one update at once: those of the next action, those of the loss."""
+        counts = [self.policy.num_noises, self.policy.num_loss_noises()]
+        noise = torch.randn(
+            sum(counts), *batch.action.shape, generator=self.generator, device=self.device
+        )
+        chain_noise, loss_noise = noise.split(counts)
+        return chain_noise, loss_noise
+
+    def _update_policy(self, batch: Batch, noise: Tensor) -> PolicyLoss:
+        level = torch.randint(
+            self.num_levels, batch.reward.shape, generator=self.generator, device=self.device
+        )
+        result = self.policy.loss(
+            batch.obs, batch.action, self.evaluate, self.temperature(), noise, level
+        )
+        self.policy_optimizer.zero_grad(set_to_none=True)
+        result.loss.backward()
+        self.policy_optimizer.step()
+        return result
+
+    @torch.no_grad()
+    def _update_temperature(self, batch: Batch) -> Metrics:
+        """Observe what the temperature's mode needs: uniform actions, or the policy's own."""
+        config = self.config.policy.temperature
+        metrics = {"train/temperature": self.temperature()}
+        if config.mode == "raw":
+            return metrics
+        obs = batch.obs[: config.probe_states]
+        shape = (config.probe_actions, len(obs), self.action_dim)
+        if config.mode == "relative":
+            uniform = torch.rand(shape, generator=self.generator, device=self.device)
+            self.temperature.observe_energy(self.evaluate(obs, 2.0 * uniform - 1.0)[0])
+            return metrics
+        noise = torch.randn(
+            self.policy.num_noises,
+            shape[0] * shape[1],
+            shape[2],
+            generator=self.generator,
+            device=self.device,
+        )
+        repeated = repeat(obs, "b o -> (s b) o", s=config.probe_actions)
+        samples = self.policy.sample(repeated, noise).unflatten(0, shape[:2])
+        return metrics | {"train/entropy": self.temperature.observe_samples(samples)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that a bitwise continuation needs."""
+        return self.learner_state() | {
+            "policy": self.policy.state_dict(),
+            "policy_optimizer": self.policy_optimizer.state_dict(),
+            "temperature": self.temperature.full_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` returned."""
+        self.load_learner_state(state)
+        self.policy.load_state_dict(state["policy"])
+        self.policy_optimizer.load_state_dict(state["policy_optimizer"])
+        self.temperature.load_full_state(state["temperature"])

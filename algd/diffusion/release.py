@@ -1,0 +1,219 @@
+"""The denoising policies of the released ALGD code, kept as it computes them, for comparison.
+
+In and out: as ``algd.diffusion.policy``. Differences from the corrected policy, each deliberate in
+the presets ``release_vesde`` and ``release_ddpm``: the score network reads the squashed action while
+its output moves the latent; score proposals are drawn in action space, unclipped, without the
+1 / alpha of VP; the change of variables is left out; the training point is recorded after the step
+whose level labels it, with its graph.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from alam.networks import MLP
+from alam.types import Metrics
+from algd.diffusion.policy import Evaluate, PolicyLoss
+from algd.diffusion.schedule import ScheduleConfig, noise_levels
+from algd.diffusion.temperature import TemperatureConfig
+
+_GUIDANCE_SCALE = 0.05  # DDPM variant: step along the normalised score
+_NORM_FLOOR = 1e-8
+
+
+@dataclass(frozen=True)
+class ReleasePolicyConfig:
+    """Settings of the released code: VE sigmas .01 to 1, or linear betas 1e-4 to .02, 5 levels."""
+
+    kind: Literal["release"] = "release"
+    variant: Literal["vesde", "ddpm"] = "vesde"
+    num_timesteps: int = 5
+    hidden: tuple[int, ...] = (128, 128, 128)
+    embedding_dim: int = 16
+    learning_rate: float = 3e-4
+    temperature: TemperatureConfig = TemperatureConfig(mode="raw", value=1.0)
+    chain_coef: float = 1.0
+    score_coef: float = 0.1
+    num_score_samples: int = 4
+    candidates: int = 1
+    update_interval: int = 1
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    def __post_init__(self) -> None:
+        for name in ("num_timesteps", "num_score_samples", "candidates", "update_interval"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        if not self.hidden or min(self.hidden) < 1:
+            raise ValueError(f"hidden must be one or more positive widths, got {self.hidden}")
+        if not 0.0 < self.learning_rate < float("inf"):
+            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
+
+    @property
+    def schedule(self) -> ScheduleConfig:
+        """The noising process of the variant."""
+        if self.variant == "vesde":
+            return ScheduleConfig(
+                kind="ve",
+                num_train_timesteps=self.num_timesteps,
+                sigma_min=0.01,
+                sigma_max=1.0,
+                sampler="euler_sde",
+            )
+        return ScheduleConfig(
+            kind="vp",
+            num_train_timesteps=self.num_timesteps,
+            beta_schedule="linear",
+            beta_start=1e-4,
+            beta_end=0.02,
+        )
+
+
+class ReleasePolicy(nn.Module):
+    """Reverse chain and objective of the released code (VE by default, or its DDPM form)."""
+
+    alphas: Tensor
+    sigmas: Tensor
+
+    def __init__(
+        self,
+        obs_dim: int,
+        action_dim: int,
+        config: ReleasePolicyConfig,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.action_dim = action_dim
+        levels = noise_levels(config.schedule)
+        self.register_buffer("alphas", torch.tensor(levels.alphas, dtype=torch.float32))
+        self.register_buffer("sigmas", torch.tensor(levels.sigmas, dtype=torch.float32))
+        table = torch.empty(config.num_timesteps, config.embedding_dim)
+        self.embedding = nn.Parameter(table.normal_(generator=generator))
+        # One trunk with a score head, and for DDPM an epsilon head beside it.
+        heads = 2 if config.variant == "ddpm" else 1
+        self.network = MLP(
+            (obs_dim, action_dim, config.embedding_dim),
+            config.hidden,
+            heads * action_dim,
+            generator=generator,
+        )
+
+    @property
+    def num_noises(self) -> int:
+        """Standard normals per action dimension that one sample consumes."""
+        return self.config.num_timesteps + 1
+
+    def num_loss_noises(self) -> int:
+        """Standard normals per row and action dimension that ``loss`` consumes."""
+        return self.num_noises + self.config.num_score_samples
+
+    def heads(
+        self, obs: Float[Tensor, "B O"], x: Float[Tensor, "B A"], level: Int[Tensor, " B"]
+    ) -> tuple[Tensor, ...]:
+        """Return the score head and, for DDPM, the epsilon head."""
+        return self.network(obs, x, self.embedding[level]).split(self.action_dim, dim=-1)
+
+    def step(
+        self, obs: Float[Tensor, "B O"], latent: Float[Tensor, "B A"], noise: Tensor, index: int
+    ) -> Float[Tensor, "B A"]:
+        """Take one reverse step from level ``index``; the last (index 0) adds no noise."""
+        level = torch.full(latent.shape[:1], index, device=latent.device)
+        score = self.heads(obs, torch.tanh(latent), level)[0]
+        if self.config.variant == "vesde":
+            previous = self.sigmas[index - 1].square() if index else torch.zeros_like(score[0, 0])
+            growth = self.sigmas[index].square() - previous
+            moved = latent + growth * score
+            return moved + growth.sqrt() * noise if index else moved
+        epsilon = self.heads(obs, latent, level)[1]
+        alpha, sigma = self.alphas[index], self.sigmas[index]
+        one = torch.ones_like(alpha)
+        previous_alpha = self.alphas[index - 1] if index else one
+        ratio = alpha / previous_alpha
+        beta = 1.0 - ratio.square()
+        clean = (latent - sigma * epsilon) / alpha
+        previous_variance = 1.0 - previous_alpha.square()
+        mean = (previous_alpha * beta * clean + ratio * previous_variance * latent) / sigma.square()
+        direction = score / (score.norm(dim=-1, keepdim=True) + _NORM_FLOOR)
+        moved = mean + _GUIDANCE_SCALE * direction
+        spread = (beta * previous_variance / sigma.square()).sqrt()
+        return moved + spread * noise if index else moved
+
+    def rollout(
+        self,
+        obs: Float[Tensor, "B O"],
+        noise: Float[Tensor, "K B A"],
+        level: Int[Tensor, " B"],
+    ) -> tuple[Float[Tensor, "B A"], Float[Tensor, "B A"]]:
+        """Return the action, and each row's squashed latent after the step of its level."""
+        prior_std = self.sigmas[-1] if self.config.variant == "vesde" else 1.0
+        latent = prior_std * noise[-1]
+        recorded = torch.zeros_like(latent)
+        for index in reversed(range(self.config.num_timesteps)):
+            latent = self.step(obs, latent, noise[index], index)
+            recorded = torch.where((level == index).unsqueeze(-1), torch.tanh(latent), recorded)
+        return torch.tanh(latent), recorded
+
+    def sample(
+        self, obs: Float[Tensor, "B O"], noise: Float[Tensor, "K B A"]
+    ) -> Float[Tensor, "B A"]:
+        """Return actions in (-1, 1)."""
+        level = torch.zeros(len(obs), dtype=torch.long, device=obs.device)
+        return self.rollout(obs, noise, level)[0]
+
+    def mode(self, obs: Float[Tensor, "B O"]) -> Float[Tensor, "B A"]:
+        """Return the action of the noise-free chain from latent 0."""
+        return self.sample(obs, obs.new_zeros(self.num_noises, len(obs), self.action_dim))
+
+    def score_target(
+        self,
+        obs: Float[Tensor, "B O"],
+        noisy_action: Float[Tensor, "B A"],
+        evaluate: Evaluate,
+        temperature: Float[Tensor, ""],
+        noise: Float[Tensor, "S B A"],
+        level: Int[Tensor, " B"],
+    ) -> Float[Tensor, "B A"]:
+        """Return -sum_i w_i grad energy(a_i) / temperature at a_i = a_tau + sigma eps_i."""
+        proposals = (noisy_action.detach() + self.sigmas[level].unsqueeze(-1) * noise).detach()
+        with torch.enable_grad():
+            proposals.requires_grad_(True)
+            energy, _ = evaluate(obs, proposals)
+            (gradient,) = torch.autograd.grad(energy.sum(), proposals)
+        with torch.no_grad():
+            weights = F.softmax(-energy / temperature, dim=0).unsqueeze(-1)
+            return -(weights * gradient).sum(0) / temperature
+
+    def loss(
+        self,
+        obs: Float[Tensor, "B O"],
+        replay_action: Float[Tensor, "B A"],
+        evaluate: Evaluate,
+        temperature: Float[Tensor, ""],
+        noise: Float[Tensor, "M B A"],
+        level: Int[Tensor, " B"],
+    ) -> PolicyLoss:
+        """Return chain_coef * E[energy] + score_coef * mean squared score error.
+
+        ``replay_action`` is not used: training points are levels of the policy's own chain.
+        """
+        action, recorded = self.rollout(obs, noise[: self.num_noises], level)
+        energy, violation = evaluate(obs, action)
+        target = self.score_target(
+            obs, recorded, evaluate, temperature, noise[self.num_noises :], level
+        )
+        score_loss = F.mse_loss(self.heads(obs, recorded, level)[0], target)
+        chain_loss = energy.mean()
+        loss = self.config.chain_coef * chain_loss + self.config.score_coef * score_loss
+        metrics: Metrics = {
+            "train/energy": chain_loss.detach(),
+            "loss/chain": chain_loss.detach(),
+            "loss/score": score_loss.detach(),
+            "loss/policy": loss.detach(),
+        }
+        return PolicyLoss(loss, action.detach(), violation.detach(), metrics)
