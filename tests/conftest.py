@@ -10,13 +10,12 @@ os.environ["OMP_NUM_THREADS"] = "1"  # read once, when torch is imported
 os.environ["WANDB_MODE"] = "disabled"  # a developer's login must not turn tests into uploads
 os.environ["WANDB_SILENT"] = "true"
 
-from collections.abc import Iterator
 from pathlib import Path
 
+import jaxtyping
 import pytest
-from jaxtyping import install_import_hook
 
-install_import_hook(["alam", "algd"], "typeguard.typechecked")
+jaxtyping.install_import_hook(["alam", "algd"], "shape_checks.check")
 
 
 @pytest.fixture(autouse=True)
@@ -28,9 +27,14 @@ def _one_torch_thread() -> None:
 
 
 @pytest.fixture
-def no_wandb_login(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def no_shape_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Switch the checks off for one test: torch.compile cannot trace through them."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+@pytest.fixture
+def no_wandb_login(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Hide the developer's W&B key, login file and mode."""
     for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "WANDB_IDENTITY_TOKEN_FILE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
-    yield
