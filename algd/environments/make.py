@@ -1,0 +1,219 @@
+"""One door to every environment: an id or an `EnvConfig` in, a `CostEnv` out.
+
+An id is one of Safety-Gymnasium's, one of the analytic tasks', or any that gymnasium can make, its
+`module:Id` form included. Nothing of gymnasium is imported before the first environment is made.
+"""
+
+import difflib
+import importlib
+import importlib.util
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+
+from algd.errors import ConfigError, EnvironmentFault
+
+if TYPE_CHECKING:
+    import gymnasium
+
+    from algd.environments.gymnasium import CostEnv, CostFunction
+
+VectorKind = Literal["sync", "subprocess"]
+RENDER_MODES = (None, "rgb_array")
+
+_MAX_SUGGESTIONS = 3
+_ANALYTIC_PREFIX = "Analytic"
+_SAFETY_PREFIX = "Safety"
+
+
+@dataclass(frozen=True)
+class EnvConfig:
+    """Which environment to make, how many of it, and where its cost comes from."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    id: str = "SafetyPointGoal1-v0"
+    """Id of a Safety-Gymnasium, analytic or Gymnasium environment (`module:Id` imports first)."""
+    num_envs: int = 1
+    """Environments stepped together, at least 1."""
+    vector: VectorKind = "sync"
+    """`sync` steps them in this process, `subprocess` in one worker per core; same numbers."""
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the environment's constructor."""
+    cost_fn: str | None = None
+    """`module:function`, called as cost_fn(obs, action, next_obs, info) where info has no cost."""
+    max_episode_steps: int | None = None
+    """Replaces the environment's time limit, in steps."""
+
+    def __post_init__(self) -> None:
+        if not self.id:
+            raise ValueError("env.id must name an environment, got an empty string")
+        if self.num_envs < 1:
+            raise ValueError(f"env.num_envs must be >= 1, got {self.num_envs}")
+        if self.vector not in get_args(VectorKind):
+            raise ValueError(f"env.vector must be one of {get_args(VectorKind)}, got {self.vector}")
+        if self.max_episode_steps is not None and self.max_episode_steps < 1:
+            raise ValueError(f"env.max_episode_steps must be >= 1, got {self.max_episode_steps}")
+        if self.cost_fn is not None and not all(self.cost_fn.partition(":")):
+            raise ValueError(f'env.cost_fn must read "module:function", got {self.cost_fn!r}')
+        if "render_mode" in self.kwargs:
+            raise ValueError("env.kwargs must not hold render_mode; recording a video sets it")
+
+
+def make_env(config_or_id: EnvConfig | str, *, render_mode: str | None = None) -> "CostEnv":
+    """Make one environment that fulfils the contract of `CostEnv`.
+
+    Raises:
+        ConfigError: the id, `cost_fn` or `kwargs` name nothing that exists.
+        EnvironmentFault: the environment cannot be made here, or has spaces or a time limit that
+            cannot be used, or no cost.
+    """
+    if render_mode not in RENDER_MODES:
+        raise ConfigError(f"render_mode must be one of {RENDER_MODES}, got {render_mode!r}")
+    config = EnvConfig(id=config_or_id) if isinstance(config_or_id, str) else config_or_id
+    if importlib.util.find_spec("gymnasium") is None:
+        raise EnvironmentFault("gymnasium is not installed; pip install 'gymnasium>=1.2,<2'")
+    from algd.environments.gymnasium import CostEnv
+
+    cost_fn = None if config.cost_fn is None else _cost_function(config.cost_fn)
+    env, steps = _make_inner(config, render_mode)
+    try:
+        made = CostEnv(env, env_id=config.id, max_episode_steps=steps, cost_fn=cost_fn)
+        if cost_fn is None and not _is_safety_task(config.id):
+            _require_cost(made)
+    except Exception:
+        env.close()
+        raise
+    return made
+
+
+def known_env_ids() -> list[str]:
+    """Return the ids that `make_env` takes without importing a module of the user's, sorted."""
+    import gymnasium
+
+    from algd.environments.safety_gymnasium import safety_task_ids
+
+    _register_analytic_tasks()
+    return sorted({*safety_task_ids(), *gymnasium.registry})
+
+
+def _make_inner(
+    config: EnvConfig, render_mode: str | None
+) -> "tuple[gymnasium.Env[Any, Any], int]":
+    if _is_safety_task(config.id):
+        from algd.environments.safety_gymnasium import make_safety_env
+
+        return make_safety_env(
+            config.id,
+            max_episode_steps=config.max_episode_steps,
+            render_mode=render_mode,
+            kwargs=config.kwargs,
+        )
+    return _make_gymnasium_env(config, render_mode)
+
+
+def _make_gymnasium_env(
+    config: EnvConfig, render_mode: str | None
+) -> "tuple[gymnasium.Env[Any, Any], int]":
+    import gymnasium
+
+    module, separator, _ = config.id.partition(":")
+    if separator:
+        _import_module(module, "env.id", config.id)
+    if config.id.startswith(_ANALYTIC_PREFIX):
+        _register_analytic_tasks()
+    try:
+        spec = gymnasium.spec(config.id)
+    except gymnasium.error.Error as error:
+        raise _unknown_id(config.id) from error
+    steps = config.max_episode_steps or spec.max_episode_steps
+    if steps is None:
+        raise EnvironmentFault(
+            f"{config.id} has no time limit, and the cost budget is one of an episode: "
+            "set env.max_episode_steps"
+        )
+    if render_mode is not None and "mujoco" in str(spec.entry_point):
+        from algd.environments.rendering import require_gl_backend
+
+        require_gl_backend()
+    try:
+        env = gymnasium.make(
+            spec,
+            render_mode=render_mode,
+            max_episode_steps=steps,
+            disable_env_checker=True,
+            **config.kwargs,
+        )
+    except Exception as error:
+        text = " ".join(str(error).split())
+        raise EnvironmentFault(
+            f"{config.id} cannot be made with env.kwargs {config.kwargs}: "
+            f"{type(error).__name__}: {text}"
+        ) from error
+    return env, steps
+
+
+def _is_safety_task(env_id: str) -> bool:
+    if not env_id.startswith(_SAFETY_PREFIX):
+        return False
+    from algd.environments.safety_gymnasium import safety_task_ids
+
+    return env_id in safety_task_ids()
+
+
+def _require_cost(env: "CostEnv") -> None:
+    """Take one step, so that an environment without a cost is refused before any training."""
+    env.reset(seed=0)
+    env.step(env.action_space.low * 0.0)
+
+
+def _register_analytic_tasks() -> None:
+    from algd.environments.analytic import register_analytic_tasks
+
+    register_analytic_tasks()
+
+
+def _unknown_id(env_id: str) -> ConfigError:
+    near = nearest(env_id, known_env_ids())
+    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    return ConfigError(f"env.id {env_id!r} is not known{_why_unsupported(env_id)}{hint}")
+
+
+def _why_unsupported(env_id: str) -> str:
+    """Say what stands in the way of the ids that Safety-Gymnasium has and this project has not."""
+    if not env_id.startswith(_SAFETY_PREFIX):
+        return ""
+    for mark, reason in (
+        ("Vision", "image observations are not supported"),
+        ("Debug", "Debug tasks are steered by keyboard"),
+        ("Gymnasium-", "the plain id already has gymnasium's interface"),
+    ):
+        if mark in env_id:
+            return f" ({reason})"
+    return ""
+
+
+def nearest(name: str, allowed: Iterable[str]) -> list[str]:
+    """Return up to three of `allowed` that `name` may have meant, nearest first."""
+    folded = {candidate.casefold(): candidate for candidate in allowed}
+    near = difflib.get_close_matches(name.casefold(), folded, n=_MAX_SUGGESTIONS)
+    return [folded[match] for match in near]
+
+
+def _cost_function(path: str) -> "CostFunction":
+    module_name, _, name = path.partition(":")
+    module = _import_module(module_name, "env.cost_fn", path)
+    function = getattr(module, name, None)
+    if not isinstance(function, Callable):
+        raise ConfigError(f"env.cost_fn {path!r}: module {module_name} has no function {name!r}")
+    return function
+
+
+def _import_module(module: str, key: str, value: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except Exception as error:
+        text = " ".join(str(error).split())
+        raise ConfigError(
+            f"{key} {value!r}: module {module!r} cannot be imported: {type(error).__name__}: {text}"
+        ) from error

@@ -1,0 +1,216 @@
+"""Several environments stepped as one, in this process or in one worker per core.
+
+In: actions (N, A) in [-1, 1]. Out: `StepResult`, whose `next_obs` are the true successors and whose
+`obs` are what to act on next: an ended episode is followed by the next one within the same step.
+Episodes are seeded by `episode_seed`, and the running ones can be saved and brought back exactly,
+by replaying their actions. Both kinds produce the same bits.
+"""
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, NamedTuple, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from algd.environments.episodes import EpisodeRecord, EpisodeRunner, EpisodeSnapshot, Transition
+from algd.environments.make import EnvConfig, make_env
+from algd.errors import CheckpointError, ConfigError, EnvironmentFault
+
+Float32Array = NDArray[np.float32]
+BoolArray = NDArray[np.bool_]
+SNAPSHOT_FORMAT = 1
+
+
+class StepResult(NamedTuple):
+    """One step of N environments, (N, O) and (N,)."""
+
+    next_obs: Float32Array
+    """The true successor: where an episode ended, its last observation."""
+    obs: Float32Array
+    """What to act on next: where an episode ended, the first observation of the next one."""
+    reward: Float32Array
+    cost: Float32Array
+    terminated: BoolArray
+    truncated: BoolArray
+    episodes: list[EpisodeRecord]
+    """The episodes that ended in this step, by environment."""
+
+
+class VectorCostEnv(Protocol):
+    """N environments with a cost; `max_episode_steps` is the horizon of the cost budget."""
+
+    num_envs: int
+    obs_dim: int
+    action_dim: int
+    max_episode_steps: int
+
+    def reset(self) -> Float32Array:
+        """Start the next episode of each environment; return the observations (N, O)."""
+        ...
+
+    def step(self, actions: Float32Array) -> StepResult:
+        """Step each environment with its row of `actions` (N, A).
+
+        Raises:
+            EnvironmentFault: an environment failed; names its index and the step.
+        """
+        ...
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return the running episodes: JSON-able values and numpy arrays, nested in dicts, lists."""
+        ...
+
+    def restore(self, snapshot: dict[str, Any]) -> tuple[Float32Array, list[int]]:
+        """Bring the episodes of `snapshot` back by replaying their actions.
+
+        Returns the observations to act on (N, O), and the indices of the environments whose replay
+        did not reproduce the last observation, return and cost bit for bit; those dropped their
+        episode and started the next one.
+
+        Raises:
+            CheckpointError: the snapshot is of another environment, seed or number of them.
+        """
+        ...
+
+    def close(self) -> None:
+        """Close every environment; a second call does nothing."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
+
+
+def make_vector_env(config: EnvConfig, *, seed: int) -> VectorCostEnv:
+    """Make `config.num_envs` environments whose episodes follow from `seed`, an integer >= 0.
+
+    Raises:
+        ConfigError: as `make_env`, or a negative seed.
+        EnvironmentFault: as `make_env`.
+    """
+    if seed < 0:
+        raise ConfigError(f"the seed must be >= 0, got {seed}")
+    if config.vector == "sync":
+        return SyncVectorEnv(config, seed=seed)
+    from algd.environments.workers import SubprocessVectorEnv
+
+    return SubprocessVectorEnv(config, seed=seed)
+
+
+class SyncVectorEnv:
+    """Steps the environments one after another in this process."""
+
+    def __init__(self, config: EnvConfig, *, seed: int) -> None:
+        self.num_envs = config.num_envs
+        self._config = config
+        self._seed = seed
+        self._runners: list[EpisodeRunner] = []
+        for index in range(config.num_envs):
+            self._runners.append(EpisodeRunner(make_env(config), seed=seed, env_index=index))
+        env = self._runners[0].env
+        self.obs_dim = env.obs_dim
+        self.action_dim = env.action_dim
+        self.max_episode_steps = env.max_episode_steps
+
+    def reset(self) -> Float32Array:
+        """Start the next episode of each environment; return the observations (N, O)."""
+        return np.stack([runner.reset() for runner in self._runners])
+
+    def step(self, actions: Float32Array) -> StepResult:
+        """Step each environment with its row of `actions` (N, A)."""
+        check_actions(actions, self.num_envs, self.action_dim)
+        transitions: list[Transition] = []
+        for index, (runner, action) in enumerate(zip(self._runners, actions, strict=True)):
+            try:
+                transitions.append(runner.step(action))
+            except EnvironmentFault as fault:
+                raise located_fault(fault, index, self.num_envs) from fault
+        return stack_transitions(transitions)
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return the running episodes (see `VectorCostEnv.snapshot`)."""
+        return pack_snapshot(self._config, self._seed, [r.snapshot() for r in self._runners])
+
+    def restore(self, snapshot: dict[str, Any]) -> tuple[Float32Array, list[int]]:
+        """Bring the episodes of `snapshot` back (see `VectorCostEnv.restore`)."""
+        saved = unpack_snapshot(self._config, self._seed, snapshot)
+        restored = [r.restore(one) for r, one in zip(self._runners, saved, strict=True)]
+        dropped = [index for index, (_, exact) in enumerate(restored) if not exact]
+        return np.stack([obs for obs, _ in restored]), dropped
+
+    def close(self) -> None:
+        """Close every environment; a second call does nothing."""
+        for runner in self._runners:
+            runner.env.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def located_fault(fault: EnvironmentFault, index: int, num_envs: int) -> EnvironmentFault:
+    """Add to `fault` which of the environments it came from."""
+    return EnvironmentFault(f"environment {index} of {num_envs}: {fault}")
+
+
+def check_actions(actions: Float32Array, num_envs: int, action_dim: int) -> None:
+    """Refuse actions of a wrong shape with a ValueError."""
+    if actions.shape != (num_envs, action_dim):
+        raise ValueError(f"actions must have shape {(num_envs, action_dim)}, got {actions.shape}")
+
+
+def stack_transitions(transitions: Sequence[Transition]) -> StepResult:
+    """Stack one transition per environment."""
+    return StepResult(
+        next_obs=np.stack([t.next_obs for t in transitions]),
+        obs=np.stack([t.obs for t in transitions]),
+        reward=np.array([t.reward for t in transitions], np.float32),
+        cost=np.array([t.cost for t in transitions], np.float32),
+        terminated=np.array([t.terminated for t in transitions], np.bool_),
+        truncated=np.array([t.truncated for t in transitions], np.bool_),
+        episodes=[t.episode for t in transitions if t.episode is not None],
+    )
+
+
+def pack_snapshot(
+    config: EnvConfig, seed: int, episodes: Sequence[EpisodeSnapshot]
+) -> dict[str, Any]:
+    """Put the running episodes together with what they belong to."""
+    return {
+        "format": SNAPSHOT_FORMAT,
+        "env_id": config.id,
+        "seed": seed,
+        "num_envs": config.num_envs,
+        "envs": [dict(episode) for episode in episodes],
+    }
+
+
+def unpack_snapshot(
+    config: EnvConfig, seed: int, snapshot: dict[str, Any]
+) -> list[EpisodeSnapshot]:
+    """Return the running episodes of a snapshot that belongs to these environments.
+
+    Raises:
+        CheckpointError: it does not; names the first difference.
+    """
+    expected = pack_snapshot(config, seed, ())
+    for key in ("format", "env_id", "seed", "num_envs"):
+        if snapshot.get(key) != expected[key]:
+            raise CheckpointError(
+                f"the environment snapshot has {key} {snapshot.get(key)!r}, "
+                f"this run has {expected[key]!r}"
+            )
+    return snapshot["envs"]
