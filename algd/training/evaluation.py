@@ -1,0 +1,188 @@
+"""Evaluation on a separate environment: fixed seeds, a stated mode, no trace in the training stream.
+
+In: an agent or a run directory. Out: returns and costs per episode, a table, and a video.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+
+from alam.types import Agent
+from algd.environments.gymnasium import CostEnv
+from algd.environments.make import EnvConfig, make_env
+from algd.training.normalization import RunningNormalizer
+
+Mode = Literal["deterministic", "stochastic"]
+_EVALUATION_STREAM = 2**31  # keeps evaluation seeds apart from those of training environments
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """When and how the policy is evaluated.
+
+    interval: environment steps between evaluations; one more before training and one at the end.
+    mode: ``deterministic`` (mean action, noise-free chain, or best of ``candidates``) or
+        ``stochastic`` (as it acts in training).
+    video: write an mp4 of the final policy. video_steps: its length at most, in steps.
+    """
+
+    interval: int = 10_000
+    episodes: int = 10
+    mode: Mode = "deterministic"
+    video: bool = True
+    video_steps: int = 500
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    def __post_init__(self) -> None:
+        for name in ("interval", "episodes", "video_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """Undiscounted return, cost and length of each episode."""
+
+    returns: tuple[float, ...]
+    costs: tuple[float, ...]
+    lengths: tuple[int, ...]
+
+    def metrics(self, cost_limit: float) -> dict[str, float]:
+        """Return means, spread, and the share of episodes over the limit."""
+        costs = np.array(self.costs)
+        return {
+            "eval/return": float(np.mean(self.returns)),
+            "eval/return_std": float(np.std(self.returns)),
+            "eval/cost": float(costs.mean()),
+            "eval/cost_std": float(costs.std()),
+            "eval/violation_rate": float((costs > cost_limit).mean()),
+            "eval/length": float(np.mean(self.lengths)),
+        }
+
+
+def evaluation_seeds(seed: int, episodes: int) -> list[int]:
+    """Return the episode seeds: the same for every evaluation of a run, none used in training."""
+    return [
+        int(np.random.SeedSequence([seed, _EVALUATION_STREAM, k]).generate_state(1)[0])
+        for k in range(episodes)
+    ]
+
+
+def evaluate_policy(
+    agent: Agent,
+    normalizer: RunningNormalizer | None,
+    env: CostEnv,
+    *,
+    episodes: int,
+    mode: Mode,
+    seed: int,
+    on_step: Callable[[], None] = lambda: None,
+) -> EvaluationResult:
+    """Run whole episodes and return what they earned and cost.
+
+    The noise of stochastic modes comes from a generator of its own, seeded with ``seed``; ``on_step``
+    is called after every step and may raise to stop.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    returns, costs, lengths = [], [], []
+    for episode_seed in evaluation_seeds(seed, episodes):
+        obs, _ = env.reset(seed=episode_seed)
+        total, cost, length, ended = 0.0, 0.0, 0, False
+        while not ended:
+            batch = obs[None] if normalizer is None else normalizer.normalize(obs[None])
+            action = agent.act(batch, generator=generator, deterministic=mode == "deterministic")
+            obs, reward, terminated, truncated, info = env.step(action[0])
+            total += float(reward)
+            cost += float(info["cost"])
+            length += 1
+            ended = bool(terminated or truncated)
+            on_step()
+        returns.append(total)
+        costs.append(cost)
+        lengths.append(length)
+    return EvaluationResult(tuple(returns), tuple(costs), tuple(lengths))
+
+
+def record_video(
+    agent: Agent,
+    normalizer: RunningNormalizer | None,
+    env_config: EnvConfig,
+    path: Path,
+    *,
+    mode: Mode,
+    seed: int,
+    max_steps: int,
+) -> Path | None:
+    """Write an mp4 of the first evaluation episode; None where it cannot be encoded here."""
+    from algd.training.video import write_video
+
+    env = make_env(env_config, render_mode="rgb_array")
+    generator = torch.Generator().manual_seed(seed)
+    frames = []
+    try:
+        obs, _ = env.reset(seed=evaluation_seeds(seed, 1)[0])
+        for _ in range(max_steps):
+            frames.append(np.asarray(env.render()))
+            batch = obs[None] if normalizer is None else normalizer.normalize(obs[None])
+            action = agent.act(batch, generator=generator, deterministic=mode == "deterministic")
+            obs, _, terminated, truncated, _ = env.step(action[0])
+            if terminated or truncated:
+                break
+    finally:
+        env.close()
+    return write_video(path, frames, fps=30)
+
+
+def evaluate_run(
+    run_dir: Path,
+    *,
+    episodes: int,
+    mode: Mode | None = None,
+    video: bool = False,
+    seed: int | None = None,
+) -> EvaluationResult:
+    """Evaluate the latest policy of a run directory, print a table, and write it beside the run."""
+    from algd.training.load import load
+
+    policy = load(run_dir)
+    config = policy.config
+    mode = config.evaluation.mode if mode is None else mode
+    seed = config.seed if seed is None else seed
+    env = make_env(config.env)
+    try:
+        result = evaluate_policy(
+            policy.agent, policy.normalizer, env, episodes=episodes, mode=mode, seed=seed
+        )
+    finally:
+        env.close()
+    limit = config.constraint.cost_limit
+    print(
+        f"{config.env.id}, step {policy.env_step}, {mode} policy, {episodes} episodes, seed {seed}"
+    )
+    print(f"{'episode':>8} {'return':>10} {'cost':>10} {'length':>7}")
+    for k, row in enumerate(zip(result.returns, result.costs, result.lengths, strict=True)):
+        print(f"{k:>8} {row[0]:>10.2f} {row[1]:>10.2f} {row[2]:>7}")
+    metrics = result.metrics(limit)
+    print(
+        f"{'mean':>8} {metrics['eval/return']:>10.2f} {metrics['eval/cost']:>10.2f}   "
+        f"cost limit {limit:g}, episodes over it {metrics['eval/violation_rate']:.0%}"
+    )
+    if video:
+        path = run_dir / "videos" / f"evaluation_{policy.env_step}.mp4"
+        written = record_video(
+            policy.agent,
+            policy.normalizer,
+            config.env,
+            path,
+            mode=mode,
+            seed=seed,
+            max_steps=config.evaluation.video_steps,
+        )
+        if written is not None:
+            print(f"video: {written}")
+    return result
