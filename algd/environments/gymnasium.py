@@ -1,11 +1,13 @@
-"""The contract every environment is brought to: flat float32 observations, actions in [-1, 1], a cost.
+"""The contract every environment is brought to: flat observations, actions in [-1, 1], a cost.
 
 In: a `gymnasium.Env` with the five-value step, whose `info["cost"]`, or a given function, is the
 cost. Out: `CostEnv`, which rescales actions to the environment's box and checks each number.
 """
 
+import atexit
 import math
 import traceback
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
@@ -63,6 +65,7 @@ class CostEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
         self._raw_observation: Any = None
         self._seed = 0
         self._steps = 0
+        self._closes_at_exit = False
 
     @property
     def obs_dim(self) -> int:
@@ -120,14 +123,26 @@ class CostEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
         reward = self._checked_scalar("reward", reward)
         cost = self._checked_scalar("cost", self._cost(scaled, raw, info))
         if cost < 0.0:
-            raise self._fault(f"the cost is {cost}; a cost is a number >= 0")
+            raise self._fault(f"the cost is {cost}", "a cost is a number >= 0")
         info["cost"] = cost
         self._raw_observation = raw
         return observation, reward, bool(terminated), bool(truncated), info
 
     def render(self) -> NDArray[np.uint8]:
-        """Return an RGB frame (height, width, 3); needs `render_mode="rgb_array"`."""
-        frame: Any = self._env.render()
+        """Return an RGB frame (height, width, 3); needs `render_mode="rgb_array"`.
+
+        Raises:
+            EnvironmentFault: the environment failed to draw one.
+        """
+        try:
+            frame: Any = self._env.render()
+        except Exception as error:
+            raise self._failure("render", error) from error
+        if not self._closes_at_exit:
+            # Registered after the OpenGL modules registered theirs, so it runs before them: a
+            # context freed after its display is gone prints a traceback.
+            atexit.register(_close_if_alive, weakref.ref(self))
+            self._closes_at_exit = True
         return frame
 
     def close(self) -> None:
@@ -138,7 +153,7 @@ class CostEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
         if "cost" in info:
             return info["cost"]
         if self._cost_fn is None:
-            raise self._fault(f"there is no cost; {HOW_TO_GIVE_COST}")
+            raise self._fault("there is no cost", HOW_TO_GIVE_COST)
         try:
             return self._cost_fn(self._raw_observation, action, next_raw, info)
         except Exception as error:
@@ -167,16 +182,21 @@ class CostEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
             raise self._fault(f"the {quantity} is {number}")
         return number
 
-    def _fault(self, what: str) -> EnvironmentFault:
-        return EnvironmentFault(
-            f"{self.id}: {what} at step {self._steps} of the episode with seed {self._seed}"
-        )
+    def _fault(self, what: str, remedy: str = "") -> EnvironmentFault:
+        where = f"at step {self._steps} of the episode with seed {self._seed}"
+        return EnvironmentFault(f"{self.id}: {what} {where}{remedy and '; ' + remedy}")
 
     def _failure(self, call: str, error: Exception) -> EnvironmentFault:
         frames = traceback.extract_tb(error.__traceback__)
         where = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
         text = " ".join(str(error).split())
         return self._fault(f"{call} raised {type(error).__name__}: {text}{where}")
+
+
+def _close_if_alive(reference: "weakref.ref[CostEnv]") -> None:
+    env = reference()
+    if env is not None:
+        env.close()
 
 
 def _flat_observation_space(env_id: str, space: gymnasium.Space[Any]) -> Box:
@@ -201,7 +221,7 @@ def _bounded_action_space(env_id: str, space: gymnasium.Space[Any]) -> Box:
         )
     if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
         raise EnvironmentFault(
-            f"{env_id}: action bounds must be finite, since the policy acts in [-1, 1], got {space}; "
-            "wrap it in gymnasium.wrappers.RescaleAction or give it bounds"
+            f"{env_id}: action bounds must be finite, since the policy acts in [-1, 1], "
+            f"got {space}; wrap it in gymnasium.wrappers.RescaleAction or give it bounds"
         )
     return space

@@ -15,6 +15,7 @@ from algd.errors import ConfigError, EnvironmentFault
 
 if TYPE_CHECKING:
     import gymnasium
+    from gymnasium.envs.registration import EnvSpec
 
     from algd.environments.gymnasium import CostEnv, CostFunction
 
@@ -117,25 +118,22 @@ def _make_gymnasium_env(
 ) -> "tuple[gymnasium.Env[Any, Any], int]":
     import gymnasium
 
-    module, separator, _ = config.id.partition(":")
+    module, separator, name = config.id.rpartition(":")
     if separator:
         _import_module(module, "env.id", config.id)
     if config.id.startswith(_ANALYTIC_PREFIX):
         _register_analytic_tasks()
-    try:
-        spec = gymnasium.spec(config.id)
-    except gymnasium.error.Error as error:
-        raise _unknown_id(config.id) from error
+    spec = gymnasium.registry.get(name)
+    if spec is None:
+        raise _unknown_id(config.id)
     steps = config.max_episode_steps or spec.max_episode_steps
     if steps is None:
         raise EnvironmentFault(
             f"{config.id} has no time limit, and the cost budget is one of an episode: "
             "set env.max_episode_steps"
         )
-    if render_mode is not None and "mujoco" in str(spec.entry_point):
-        from algd.environments.rendering import require_gl_backend
-
-        require_gl_backend()
+    if render_mode is not None:
+        _require_rendering(spec, render_mode)
     try:
         env = gymnasium.make(
             spec,
@@ -153,6 +151,20 @@ def _make_gymnasium_env(
     return env, steps
 
 
+def _require_rendering(spec: "EnvSpec", render_mode: str) -> None:
+    from gymnasium.envs.registration import load_env_creator
+
+    entry_point = spec.entry_point
+    creator = load_env_creator(entry_point) if isinstance(entry_point, str) else entry_point
+    modes = getattr(creator, "metadata", {}).get("render_modes", ())
+    if render_mode not in modes:
+        raise EnvironmentFault(f"{spec.id} cannot render {render_mode}, only {list(modes)}")
+    if "mujoco" in str(entry_point):
+        from algd.environments.rendering import require_gl_backend
+
+        require_gl_backend()
+
+
 def _is_safety_task(env_id: str) -> bool:
     if not env_id.startswith(_SAFETY_PREFIX):
         return False
@@ -163,8 +175,10 @@ def _is_safety_task(env_id: str) -> bool:
 
 def _require_cost(env: "CostEnv") -> None:
     """Take one step, so that an environment without a cost is refused before any training."""
+    import numpy as np
+
     env.reset(seed=0)
-    env.step(env.action_space.low * 0.0)
+    env.step(np.zeros(env.action_dim, np.float32))
 
 
 def _register_analytic_tasks() -> None:
@@ -174,23 +188,13 @@ def _register_analytic_tasks() -> None:
 
 
 def _unknown_id(env_id: str) -> ConfigError:
-    near = nearest(env_id, known_env_ids())
+    from algd.environments.safety_gymnasium import why_unsupported
+
+    reason = why_unsupported(env_id)
+    verdict = "is not known" if reason is None else f"is not supported: {reason}"
+    near = nearest(env_id.rpartition(":")[2], known_env_ids())
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
-    return ConfigError(f"env.id {env_id!r} is not known{_why_unsupported(env_id)}{hint}")
-
-
-def _why_unsupported(env_id: str) -> str:
-    """Say what stands in the way of the ids that Safety-Gymnasium has and this project has not."""
-    if not env_id.startswith(_SAFETY_PREFIX):
-        return ""
-    for mark, reason in (
-        ("Vision", "image observations are not supported"),
-        ("Debug", "Debug tasks are steered by keyboard"),
-        ("Gymnasium-", "the plain id already has gymnasium's interface"),
-    ):
-        if mark in env_id:
-            return f" ({reason})"
-    return ""
+    return ConfigError(f"env.id {env_id!r} {verdict}{hint}")
 
 
 def nearest(name: str, allowed: Iterable[str]) -> list[str]:

@@ -59,7 +59,7 @@ def gl_backend() -> str | None:
 
 
 def select_gl_backend() -> str | None:
-    """Set MUJOCO_GL to a working backend where it is unset; return the backend, None without one."""
+    """Set MUJOCO_GL to a working backend where it is unset; return it, or None without one."""
     backend = gl_backend()
     if backend is not None:
         os.environ[_VARIABLE] = backend

@@ -6,7 +6,8 @@ Episodes are seeded by `episode_seed`, and the running ones can be saved and bro
 by replaying their actions. Both kinds produce the same bits.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol, Self
 
@@ -38,7 +39,11 @@ class StepResult(NamedTuple):
 
 
 class VectorCostEnv(Protocol):
-    """N environments with a cost; `max_episode_steps` is the horizon of the cost budget."""
+    """N environments with a cost; `max_episode_steps` is the horizon of the cost budget.
+
+    A step that an exception interrupts (Ctrl-C raising KeyboardInterrupt, say) leaves some of the
+    environments stepped and others not: let a signal handler set a flag instead.
+    """
 
     num_envs: int
     obs_dim: int
@@ -58,7 +63,7 @@ class VectorCostEnv(Protocol):
         ...
 
     def snapshot(self) -> dict[str, Any]:
-        """Return the running episodes: JSON-able values and numpy arrays, nested in dicts, lists."""
+        """Return the running episodes: dicts and lists of JSON-able values and numpy arrays."""
         ...
 
     def restore(self, snapshot: dict[str, Any]) -> tuple[Float32Array, list[int]]:
@@ -120,17 +125,19 @@ class SyncVectorEnv:
 
     def reset(self) -> Float32Array:
         """Start the next episode of each environment; return the observations (N, O)."""
-        return np.stack([runner.reset() for runner in self._runners])
+        observations: list[Float32Array] = []
+        for index, runner in enumerate(self._runners):
+            with locating(index, self.num_envs):
+                observations.append(runner.reset())
+        return np.stack(observations)
 
     def step(self, actions: Float32Array) -> StepResult:
         """Step each environment with its row of `actions` (N, A)."""
         check_actions(actions, self.num_envs, self.action_dim)
         transitions: list[Transition] = []
         for index, (runner, action) in enumerate(zip(self._runners, actions, strict=True)):
-            try:
+            with locating(index, self.num_envs):
                 transitions.append(runner.step(action))
-            except EnvironmentFault as fault:
-                raise located_fault(fault, index, self.num_envs) from fault
         return stack_transitions(transitions)
 
     def snapshot(self) -> dict[str, Any]:
@@ -140,7 +147,10 @@ class SyncVectorEnv:
     def restore(self, snapshot: dict[str, Any]) -> tuple[Float32Array, list[int]]:
         """Bring the episodes of `snapshot` back (see `VectorCostEnv.restore`)."""
         saved = unpack_snapshot(self._config, self._seed, snapshot)
-        restored = [r.restore(one) for r, one in zip(self._runners, saved, strict=True)]
+        restored: list[tuple[Float32Array, bool]] = []
+        for index, (runner, one) in enumerate(zip(self._runners, saved, strict=True)):
+            with locating(index, self.num_envs):
+                restored.append(runner.restore(one))
         dropped = [index for index, (_, exact) in enumerate(restored) if not exact]
         return np.stack([obs for obs, _ in restored]), dropped
 
@@ -161,9 +171,13 @@ class SyncVectorEnv:
         self.close()
 
 
-def located_fault(fault: EnvironmentFault, index: int, num_envs: int) -> EnvironmentFault:
-    """Add to `fault` which of the environments it came from."""
-    return EnvironmentFault(f"environment {index} of {num_envs}: {fault}")
+@contextmanager
+def locating(index: int, num_envs: int) -> Iterator[None]:
+    """Add to a fault which of the environments it came from."""
+    try:
+        yield
+    except EnvironmentFault as fault:
+        raise EnvironmentFault(f"environment {index} of {num_envs}: {fault}") from fault
 
 
 def check_actions(actions: Float32Array, num_envs: int, action_dim: int) -> None:

@@ -13,7 +13,7 @@ import os
 import signal
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import Enum
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -29,7 +29,7 @@ from algd.environments.vector import (
     Float32Array,
     StepResult,
     check_actions,
-    located_fault,
+    locating,
     pack_snapshot,
     unpack_snapshot,
 )
@@ -117,7 +117,7 @@ class SubprocessVectorEnv:
             terminated=rows["terminated"].copy(),
             truncated=rows["truncated"].copy(),
             episodes=[
-                _episode_record(rows[index], index) for index in np.flatnonzero(rows["ended"])
+                _episode_record(rows[index], int(index)) for index in np.flatnonzero(rows["ended"])
             ],
         )
 
@@ -202,10 +202,8 @@ class _Worker:
         raise kinds.get(reply, RuntimeError)(payload.decode())
 
     def close(self) -> None:
-        try:
+        with suppress(OSError):  # it may have ended already
             self.connection.send_bytes(_Command.CLOSE)
-        except OSError:
-            pass  # it has ended already
         self._process.join(_JOIN_SECONDS)
         if self._process.is_alive():
             self._process.kill()
@@ -214,9 +212,10 @@ class _Worker:
 
     def _death(self) -> EnvironmentFault:
         self._process.join(_JOIN_SECONDS)
+        first, last = self.rows.start, self.rows.stop - 1
         return EnvironmentFault(
-            f"the worker of environments {self.rows.start} to {self.rows.stop - 1} ended by itself, "
-            f"exit code {self._process.exitcode} (a negative one is the signal that killed it)"
+            f"the worker of environments {first} to {last} ended with exit code "
+            f"{self._process.exitcode} (a negative one is the signal that killed it)"
         )
 
 
@@ -232,7 +231,7 @@ def _interrupts_held() -> Iterator[None]:
 
 def _episode_record(row: Any, env_index: int) -> EpisodeRecord:
     return EpisodeRecord(
-        env_index=int(env_index),
+        env_index=env_index,
         episode_index=int(row["episode_index"]),
         seed=int(row["seed"]),
         return_=float(row["episode_return"]),
@@ -248,8 +247,10 @@ def _serve(connection: Connection, config: EnvConfig, seed: int, indices: list[i
     runners: list[EpisodeRunner] = []
     try:
         try:
-            for index in indices:
-                runners.append(EpisodeRunner(make_env(config), seed=seed, env_index=index))
+            for index in indices:  # one by one: each is closed below, however far this gets
+                runners.append(  # noqa: PERF401
+                    EpisodeRunner(make_env(config), seed=seed, env_index=index)
+                )
             env = runners[0].env
             sizes = np.array([env.obs_dim, env.action_dim, env.max_episode_steps], np.int64)
             connection.send_bytes(_Reply.DONE + sizes.tobytes())
@@ -276,15 +277,21 @@ def _answer(
         rows = _step_all(runners, num_envs, actions)
         connection.send_bytes(_Reply.DONE + rows.tobytes())
     elif command is _Command.RESET:
-        observations = np.stack([runner.reset() for runner in runners])
-        connection.send_bytes(_Reply.DONE + observations.tobytes())
+        observations: list[bytes] = []
+        for runner in runners:
+            with locating(runner.env_index, num_envs):
+                observations.append(runner.reset().tobytes())
+        connection.send_bytes(_Reply.DONE + b"".join(observations))
     elif command is _Command.SNAPSHOT:
         snapshots = [runner.snapshot() for runner in runners]
         connection.send_bytes(_Reply.DONE)
         connection.send(snapshots)
     else:
         saved: list[EpisodeSnapshot] = connection.recv()
-        restored = [runner.restore(one) for runner, one in zip(runners, saved, strict=True)]
+        restored: list[tuple[Float32Array, bool]] = []
+        for runner, one in zip(runners, saved, strict=True):
+            with locating(runner.env_index, num_envs):
+                restored.append(runner.restore(one))
         connection.send_bytes(_Reply.DONE)
         connection.send(restored)
 
@@ -294,11 +301,8 @@ def _step_all(
 ) -> NDArray[np.void]:
     rows = np.zeros(len(runners), transition_dtype(runners[0].env.obs_dim))
     for row, runner, action in zip(rows, runners, actions, strict=True):
-        try:
-            transition = runner.step(action)
-        except EnvironmentFault as fault:
-            raise located_fault(fault, runner.env_index, num_envs) from fault
-        _fill(row, transition)
+        with locating(runner.env_index, num_envs):
+            _fill(row, runner.step(action))
     return rows
 
 
