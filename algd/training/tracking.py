@@ -1,0 +1,233 @@
+"""What a run leaves behind about itself: CSV files always, W&B and TensorBoard where wanted.
+
+In: metrics, episodes, videos and checkpoints, each with its env step. Out, in the run directory:
+``metrics.csv`` (a function of config and seed alone, bit for bit), ``timing.csv`` (the names
+``time/*``: all that depends on the clock), ``episodes.csv``, W&B's and TensorBoard's files.
+Tracking only observes: no algorithm reads a value back from here.
+
+For an exact resume, rows of a step are logged before the checkpoint of that step is written: on
+resume at step S the rows after S are cut off and those at S stay.
+"""
+
+import logging
+import uuid
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol
+
+import numpy as np
+
+from algd.training.csv_table import CsvTable
+from algd.training.progress import Progress
+from algd.training.wandb_run import WandbRun, choose_mode
+
+_log = logging.getLogger(__name__)
+_TIME = "time/"
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    """Where a run is recorded besides its CSV files.
+
+    wandb: ``auto`` is online when logged in, else offline, and nothing where wandb is not
+        installed; the variable WANDB_MODE is obeyed.
+    project, entity, group, tags, job_type, name: where W&B files the run; null takes W&B's default,
+        for ``name`` that of the run directory.
+    tensorboard: also write event files. progress: show a progress line. video: log the mp4 files.
+    """
+
+    wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
+    project: str = "algd"
+    entity: str | None = None
+    group: str | None = None
+    tags: tuple[str, ...] = ()
+    job_type: str = "train"
+    name: str | None = None
+    tensorboard: bool = False
+    progress: bool = True
+    video: bool = True
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    def __post_init__(self) -> None:
+        for name in ("project", "job_type"):
+            if not getattr(self, name).strip():
+                raise ValueError(f"{name} must not be empty, got {getattr(self, name)!r}")
+
+
+class MetricMeans(Protocol):
+    """Running means of training metrics; asked only when a progress line is drawn."""
+
+    def means(self) -> dict[str, float]:
+        """Return the mean of every metric since the last row."""
+        ...
+
+
+class Tracker:
+    """Records one run.
+
+    Args:
+        run_dir: exists; files of an earlier process of the same run are continued.
+        config: what to record besides CSV.
+        resolved_config: the whole configuration, as plain values, for W&B.
+        total_steps, cost_limit: shown by the progress line.
+        run_id: of the W&B run; drawn when None. A resumed run keeps the id it had.
+        resume_step: env step of the checkpoint that the run continues from, None for a new run.
+
+    Raises:
+        CheckpointError: a CSV file cannot be written (here and in every method that writes one).
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        config: TrackingConfig,
+        resolved_config: dict[str, Any],
+        *,
+        total_steps: int,
+        cost_limit: float,
+        run_id: str | None = None,
+        resume_step: int | None = None,
+    ) -> None:
+        self.config = config
+        self._metrics = CsvTable(run_dir / "metrics.csv", resume_step=resume_step)
+        self._timing = CsvTable(run_dir / "timing.csv", resume_step=resume_step)
+        self._episodes = CsvTable(run_dir / "episodes.csv", resume_step=resume_step)
+        self._progress = Progress(total_steps, cost_limit=cost_limit, enabled=config.progress)
+        self._times_to_send: dict[str, float] = {}
+        self._multiplier: float | None = None
+        self._newest_checkpoint: tuple[Path, int] | None = None
+        self._events = _open_tensorboard(run_dir, resume_step) if config.tensorboard else None
+        self._wandb: WandbRun | None = None
+        mode = choose_mode(config.wandb)
+        if mode != "disabled":
+            self._wandb = WandbRun(
+                run_dir,
+                mode,
+                config,
+                resolved_config=resolved_config,
+                run_id=uuid.uuid4().hex[:12] if run_id is None else run_id,
+                resume_step=resume_step,
+            )
+            if self._wandb.url is not None and config.progress:
+                self._progress.write(f"W&B: {self._wandb.url}")
+
+    def log(self, env_step: int, metrics: Mapping[str, float]) -> None:
+        """Record a row; ``time/*`` goes to timing.csv, the rest to metrics.csv, all to W&B."""
+        row = {name: float(value) for name, value in metrics.items()}
+        exact = {name: value for name, value in row.items() if not name.startswith(_TIME)}
+        steps, updates = self._progress.speeds()
+        speeds = {"time/steps_per_second": steps, "time/updates_per_second": updates}
+        self.log_time(env_step, speeds | {name: row[name] for name in row.keys() - exact.keys()})
+        if exact:
+            self._metrics.append({"env_step": env_step, **exact})
+        self._send(env_step, exact)
+
+    def log_time(self, env_step: int, seconds: Mapping[str, float]) -> None:
+        """Record clock-dependent values, named ``time/*``; W&B gets them with the next row."""
+        wrong = [name for name in seconds if not name.startswith(_TIME)]
+        if wrong:
+            raise ValueError(f"names of times must start with {_TIME!r}, got {wrong}")
+        self._timing.append({"env_step": env_step, **dict(sorted(seconds.items()))})
+        self._times_to_send |= seconds
+
+    def episode(self, record: Mapping[str, Any]) -> None:
+        """Record one finished training episode; ``record`` holds its ``env_step``."""
+        self._episodes.append(record)
+
+    def histogram(self, name: str, values: Any, env_step: int) -> None:
+        """Record the distribution of finite values (array or tensor) in W&B and TensorBoard."""
+        array = np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
+        finite = array[np.isfinite(array)]
+        if finite.size == 0:
+            return
+        if self._wandb is not None:
+            self._wandb.histogram(env_step, name, finite)
+        if self._events is not None:
+            self._events.add_histogram(name, finite, env_step)
+
+    def video(self, path: Path, env_step: int) -> None:
+        """Record an mp4 file."""
+        if self._wandb is not None and self.config.video:
+            self._wandb.video(env_step, path)
+
+    def model_artifact(self, checkpoint_dir: Path, aliases: Sequence[str], env_step: int) -> None:
+        """Record a directory as a version of the run's model, without files named ``replay*``."""
+        if self._wandb is not None:
+            self._wandb.model_artifact(checkpoint_dir, env_step=env_step, aliases=list(aliases))
+
+    def checkpoint(self, path: Path, env_step: int) -> None:
+        """Note the newest checkpoint; the last one becomes the artifact ``latest`` at the end."""
+        self._newest_checkpoint = (path, env_step)
+
+    def progress(
+        self,
+        *,
+        env_step: int,
+        num_updates: int,
+        episodes: Collection[tuple[float, float]],
+        multiplier: MetricMeans,
+    ) -> None:
+        """Show how far the run is: cheap to call at every step.
+
+        Args:
+            env_step, num_updates: counters.
+            episodes: (return, cost) of the last few finished episodes.
+            multiplier: holds the mean of ``train/multiplier``.
+        """
+        if not self._progress.update(env_step, num_updates):
+            return
+        self._multiplier = multiplier.means().get("train/multiplier", self._multiplier)
+        means = np.mean(list(episodes), axis=0) if episodes else (None, None)
+        self._progress.draw(episode_return=means[0], cost=means[1], multiplier=self._multiplier)
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """End a run that reached its last step: summary and model artifact; nested names join."""
+        if self._wandb is not None:
+            if self._newest_checkpoint is not None:
+                path, env_step = self._newest_checkpoint
+                self.model_artifact(path, ["latest"], env_step)
+            self._wandb.finish(_joined(summary))
+            self._wandb = None
+        self.close()
+
+    def close(self) -> None:
+        """Release everything; a run that was not finished is marked so in W&B. May be repeated."""
+        if self._wandb is not None:
+            self._wandb.finish({}, exit_code=1)
+            self._wandb = None
+        if self._events is not None:
+            self._events.close()
+            self._events = None
+        for table in (self._metrics, self._timing, self._episodes):
+            table.close()
+        self._progress.close()
+
+    def _send(self, env_step: int, exact: dict[str, float]) -> None:
+        row = exact | self._times_to_send
+        self._times_to_send = {}
+        if self._wandb is not None:
+            self._wandb.log(env_step, row)
+        if self._events is not None:
+            for name, value in row.items():
+                self._events.add_scalar(name, value, env_step)
+
+
+def _open_tensorboard(run_dir: Path, resume_step: int | None) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        _log.warning("TensorBoard: not installed (pip install tensorboard); no event files")
+        return None
+    purge = None if resume_step is None else resume_step + 1
+    return SummaryWriter(str(run_dir / "tensorboard"), purge_step=purge)
+
+
+def _joined(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flatten {"best safe": {"eval/cost": 3}} to {"best_safe/eval/cost": 3}."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        key = f"{prefix}{name.replace(' ', '_')}"
+        flat |= _joined(value, f"{key}/") if isinstance(value, Mapping) else {key: value}
+    return flat
