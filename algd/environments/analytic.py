@@ -2,6 +2,8 @@
 
 AnalyticBandit1-v0 .. AnalyticBandit8-v0
     optimum and multiplier in closed form; solver ``algd.analysis.bandit_solution``
+    AnalyticIslands1-v0, AnalyticIslands2-v0
+        density and island masses in closed form; solver ``algd.analysis.islands_solution``
 """
 
 from __future__ import annotations
@@ -31,6 +33,15 @@ ANALYTIC_TASKS: tuple[AnalyticTask, ...] = (
             kwargs={"action_dim": action_dim},
         )
         for action_dim in range(1, MAX_BANDIT_DIM + 1)
+    ),
+    *(
+        AnalyticTask(
+            env_id=f"AnalyticIslands{action_dim}-v0",
+            entry_point="algd.environments.analytic_islands:IslandsEnv",
+            horizon=1,
+            kwargs={"action_dim": action_dim},
+        )
+        for action_dim in (1, 2)
     ),
 )
 

@@ -8,7 +8,7 @@ should reach is computed in ``algd.analysis.bandit_solution``.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -103,8 +103,6 @@ class BanditEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
     (symbols in ``BanditTask``). The expected return of the optimum is -E[mu - b]_+^2 = -0.0255
     and its cost is 0.5 in the active states. Actions outside the box are clipped to it.
     """
-
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": []}
 
     def __init__(
         self, action_dim: int = 1, cost_limit: float = 0.5, render_mode: None = None
