@@ -1,0 +1,55 @@
+"""What makes a directory a run, and who may start one there.
+
+In: paths. Out: a claimed directory or one clear error. Imports no torch, so that a mistyped path
+is answered at once. Names in a run directory: ``config.yaml``, ``checkpoints/``, ``policies/``,
+``replay/`` and ``replay_copy/`` (segment files), besides what trainer and tracker write.
+"""
+
+from pathlib import Path
+
+from algd.errors import CheckpointError, ConfigError
+from algd.training.durable_files import make_directory
+
+CONFIG_FILE = "config.yaml"
+CHECKPOINTS = "checkpoints"
+
+
+def is_run_dir(path: Path) -> bool:
+    """Say whether a run was started in ``path``."""
+    return (path / CONFIG_FILE).is_file() or (path / CHECKPOINTS).is_dir()
+
+
+def require_run_dir(path: Path) -> Path:
+    """Return ``path`` if a run was started there.
+
+    Raises:
+        CheckpointError: naming what was looked for.
+    """
+    if not path.is_dir():
+        raise CheckpointError(f"{path} is not a directory; expected the directory of a run")
+    if not is_run_dir(path):
+        raise CheckpointError(
+            f"{path} holds no run: found neither {CONFIG_FILE} nor a {CHECKPOINTS} directory"
+        )
+    return path
+
+
+def claim_run_dir(path: Path) -> None:
+    """Create ``path`` for a new run; of two processes that try at once only one succeeds.
+
+    Raises:
+        ConfigError: the directory already holds a run, or cannot be created.
+    """
+    taken = ConfigError(
+        f"{path} already holds a run; continue it with `algd train --resume {path}` "
+        "or choose another directory"
+    )
+    try:
+        make_directory(path)
+        if is_run_dir(path):
+            raise taken
+        (path / CHECKPOINTS).mkdir()
+    except FileExistsError as error:
+        raise taken if path.is_dir() else ConfigError(f"{path} is not a directory") from error
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be created: {error.strerror}") from error
