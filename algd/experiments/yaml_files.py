@@ -110,8 +110,8 @@ def _represent_list(dumper: _Writer, data: list[Any]) -> Any:
 _Writer.add_representer(list, _represent_list)
 
 
-def parse_yaml(text: str, source: str) -> Any:
-    """Return the value of YAML text.
+def parse_yaml(text: str, source: str, *, numbered: bool = True) -> Any:
+    """Return the value of YAML text; ``numbered`` adds the line to the source in messages.
 
     Raises:
         ConfigError: one line that names ``source`` and, where known, line and problem.
@@ -120,7 +120,7 @@ def parse_yaml(text: str, source: str) -> Any:
         return yaml.load(text, _Reader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        line = "" if mark is None else f":{mark.line + 1}"
+        line = f":{mark.line + 1}" if numbered and mark is not None else ""
         problem = " ".join(str(error.problem or error.context).split())
         raise ConfigError(f"{source}{line}: not valid YAML: {problem}") from error
     except yaml.YAMLError as error:
