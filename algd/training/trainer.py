@@ -23,7 +23,7 @@ from alam.types import Metrics
 from algd.environments.make import make_env
 from algd.environments.vector import make_vector_env
 from algd.errors import ConfigError, EnvironmentFault, UserError
-from algd.training.checkpoint import CheckpointStore
+from algd.training.checkpoint import CheckpointStore, Task
 from algd.training.evaluation import evaluate_policy, record_video
 from algd.training.normalization import RunningNormalizer
 
@@ -177,6 +177,7 @@ class Trainer:
         torch.set_num_threads(config.train.num_threads)
         self.device = resolve_device(config.train.device)
         self.env = make_vector_env(config.env, seed=config.seed)
+        self.evaluation_env = make_env(config.env)
         self.agent = make_agent(
             config,
             obs_dim=self.env.obs_dim,
@@ -208,7 +209,9 @@ class Trainer:
         self.recent_episodes: deque[tuple[float, float]] = deque(maxlen=10)
         self.evaluations: list[dict[str, float]] = []
         self.best_safe: dict[str, float] | None = None
-        self.store = CheckpointStore(run_dir)
+        self.store = CheckpointStore(
+            run_dir, Task(config.env.id, self.env.obs_dim, self.env.action_dim)
+        )
         if checkpoint is None:
             self.obs = self.env.reset()
         else:
@@ -233,6 +236,12 @@ class Trainer:
                         break
                     self._step_environment()
                     self._update_agent()
+                    self.tracker.progress(
+                        env_step=self.env_step,
+                        num_updates=self.num_updates,
+                        episodes=self.recent_episodes,
+                        multiplier=self.window,
+                    )
                 self._finish()
             except _StopEvaluation:
                 self._stop_if_asked()
@@ -245,6 +254,7 @@ class Trainer:
             finally:
                 self.tracker.close()
                 self.env.close()
+                self.evaluation_env.close()
 
     def _step_environment(self) -> None:
         """Act, step, store; episodes that ended are reported."""
@@ -288,12 +298,6 @@ class Trainer:
                 )
             self.window.add(self.agent.update(batch))
             self.num_updates += 1
-        self.tracker.progress(
-            env_step=self.env_step,
-            num_updates=self.num_updates,
-            episodes=self.recent_episodes,
-            multiplier=self.window,
-        )
 
     def _due(self, interval: int) -> bool:
         """True at multiples of the interval, at the start, and at the end."""
@@ -339,22 +343,18 @@ class Trainer:
         return means | {"train/num_updates": float(self.num_updates)}
 
     def _evaluate(self) -> dict[str, float]:
-        """Evaluate on a fresh environment and keep the best safe policy."""
+        """Evaluate on the environment kept for it, and keep the best safe policy."""
         config = self.config
         started = time.perf_counter()
-        env = make_env(config.env)
-        try:
-            result = evaluate_policy(
-                self.agent,
-                self.normalizer,
-                env,
-                episodes=config.evaluation.episodes,
-                mode=config.evaluation.mode,
-                seed=config.seed,
-                on_step=self._leave_evaluation_if_asked,
-            )
-        finally:
-            env.close()
+        result = evaluate_policy(
+            self.agent,
+            self.normalizer,
+            self.evaluation_env,
+            episodes=config.evaluation.episodes,
+            mode=config.evaluation.mode,
+            seed=config.seed,
+            on_step=self._leave_evaluation_if_asked,
+        )
         metrics = result.metrics(config.constraint.cost_limit)
         row = {"env_step": float(self.env_step), **metrics}
         self.evaluations.append(row)
@@ -387,8 +387,8 @@ class Trainer:
                 "obs_dim": self.env.obs_dim,
                 "action_dim": self.env.action_dim,
                 "episode_length": self.env.max_episode_steps,
-                "action_low": np.asarray(self.env.action_low),
-                "action_high": np.asarray(self.env.action_high),
+                "action_low": self.evaluation_env.original_action_space.low,
+                "action_high": self.evaluation_env.original_action_space.high,
                 "env_step": self.env_step,
             },
         }
@@ -426,14 +426,6 @@ class Trainer:
     def _load(self, checkpoint: Path) -> None:
         """Restore what ``_save`` wrote; episodes are replayed to their last step."""
         state = self.store.load(checkpoint)
-        task = state["task"]
-        found = (task["env_id"], task["obs_dim"], task["action_dim"])
-        expected = (self.config.env.id, self.env.obs_dim, self.env.action_dim)
-        if found != expected:
-            raise ConfigError(
-                f"{checkpoint} was written for {found[0]} with {found[1]} observations and "
-                f"{found[2]} actions; this run is {expected[0]} with {expected[1]} and {expected[2]}"
-            )
         self.agent.load_state_dict(state["agent"])
         if self.normalizer is not None:
             self.normalizer.load_state_dict(state["normalizer"])
