@@ -85,7 +85,7 @@ def why_unsupported(env_id: str) -> str | None:
     return next((reason for mark, reason in _UNSUPPORTED.items() if mark in env_id), None)
 
 
-class NavigationEnv(gymnasium.Env[NDArray[np.float64], NDArray[np.float64]]):
+class NavigationEnv(gymnasium.Env[NDArray[np.float64], NDArray[np.floating[Any]]]):
     """A navigation task with the five-value step of gymnasium and `info["cost"]`.
 
     Deviation: where the package fails to place a new goal it reports `terminated`; nothing ended in
@@ -132,7 +132,7 @@ class NavigationEnv(gymnasium.Env[NDArray[np.float64], NDArray[np.float64]]):
         raise EnvironmentFault(f"no valid layout in {_MAX_LAYOUT_ATTEMPTS} attempts: {reason}")
 
     def step(
-        self, action: NDArray[np.float64]
+        self, action: NDArray[np.floating[Any]]
     ) -> tuple[NDArray[np.float64], float, bool, bool, dict[str, Any]]:
         """Apply `action`, in the task's own units."""
         observation, reward, cost, terminated, truncated, info = self._builder.step(action)
@@ -153,7 +153,7 @@ class NavigationEnv(gymnasium.Env[NDArray[np.float64], NDArray[np.float64]]):
         self._builder.task._viewers.clear()
 
 
-class VelocityEnv(gymnasium.Env[NDArray[np.float64], NDArray[np.float64]]):
+class VelocityEnv(gymnasium.Env[NDArray[np.float64], NDArray[np.floating[Any]]]):
     """A velocity task with the five-value step of gymnasium, `info["cost"]` and its time limit."""
 
     def __init__(
@@ -178,7 +178,7 @@ class VelocityEnv(gymnasium.Env[NDArray[np.float64], NDArray[np.float64]]):
         return self._inner.reset(seed=seed, options=options)
 
     def step(
-        self, action: NDArray[np.float64]
+        self, action: NDArray[np.floating[Any]]
     ) -> tuple[NDArray[np.float64], float, bool, bool, dict[str, Any]]:
         """Apply `action`, in the task's own units."""
         values: Any = self._inner.step(action)
@@ -207,8 +207,10 @@ def make_safety_env(
 ) -> tuple[NavigationEnv | VelocityEnv, int]:
     """Make a supported task; return it with the steps of an episode.
 
-    `kwargs` go to the velocity task's constructor, or into the navigation task's configuration
-    (such as `{"lidar_conf.num_bins": 32}`). `max_episode_steps` replaces the task's own limit.
+    `kwargs` go to the velocity task's constructor (`{"ctrl_cost_weight": 0.0}`), or into what the
+    package lets one configure of a navigation task (`{"sim_conf.frameskip_binom_n": 5}`, the
+    physics steps per step; also placements_conf, render_conf, floor_conf).
+    `max_episode_steps` replaces the task's own limit.
 
     Raises:
         EnvironmentFault: the package is missing, `kwargs` do not fit, or nothing here can render.

@@ -1,0 +1,71 @@
+"""`check_env` reports and never raises: one finding per defect, with its remedy."""
+
+import re
+
+import pytest
+
+from algd.environments import rendering
+from algd.environments.checking import check_env
+from algd.environments.make import EnvConfig
+
+HERE = "environments.faulty_envs"
+
+
+def problems(findings):
+    return [str(finding) for finding in findings if finding.kind == "problem"]
+
+
+def facts(findings, topic):
+    return [f.message for f in findings if f.kind == "fact" and f.topic == topic]
+
+
+def test_a_sound_task_yields_facts_alone():
+    findings = check_env(EnvConfig(id="SafetySwimmerVelocity-v1"), steps=1500)
+    assert problems(findings) == []
+    assert facts(findings, "observation") == ["8 numbers"]
+    assert facts(findings, "action")[0].startswith("2 numbers in [-1, 1]")
+    assert facts(findings, "horizon") == ["1000 steps"]
+    assert "same bits over 100 steps" in facts(findings, "determinism")[0]
+    assert "limit 25" in facts(findings, "cost")[0]
+    assert "us per step" in facts(findings, "speed")[0]
+    assert facts(findings, "rendering") == ["frames of 480 x 480 pixels"]
+    assert all("\n" not in str(finding) for finding in findings)
+
+
+def test_cost_statistics_are_those_of_the_episodes():
+    findings = check_env(EnvConfig(id=f"{HERE}:Counting-v0"), steps=20)
+    assert facts(findings, "cost") == ["2.50 per episode (limit 25), 0.5000 per step"]
+    assert facts(findings, "random policy")[0].startswith("20 steps in 4 episodes")
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (EnvConfig(id="SafetyPointGaol1-v0"), "construction: .*did you mean SafetyPointGoal1-v0"),
+        (EnvConfig(id="Pendulum-v1"), "construction: .*set env.cost_fn"),
+        (EnvConfig(id="CartPole-v1"), "construction: .*must be continuous"),
+        (EnvConfig(id=f"{HERE}:Unseeded-v0"), "determinism: .*differ from step 0 on.*draw all"),
+        (EnvConfig(id=f"{HERE}:Counting-v0", kwargs={"bad": "reward"}), "reward is nan at step 3"),
+        (EnvConfig(id=f"{HERE}:Counting-v0", kwargs={"bad": "step"}), "IndexError"),
+        (EnvConfig(id=f"{HERE}:Counting-v0"), "rendering: .*cannot render"),
+        (
+            EnvConfig(id=f"{HERE}:Counting-v0", kwargs={"bad": "observation", "value": 1e6}),
+            r"values up to 1e\+06",
+        ),
+        (EnvConfig(id=f"{HERE}:OutOfBounds-v0"), "outside the announced bounds"),
+        (EnvConfig(id=f"{HERE}:Warning-v0"), "warning: .*something is deprecated"),
+    ],
+    ids=lambda value: value.id if isinstance(value, EnvConfig) else None,
+)
+def test_each_defect_is_one_line(config, expected):
+    found = problems(check_env(config, steps=50))
+    assert [line for line in found if re.search(expected, line)], found
+    assert all("\n" not in line for line in found)
+
+
+def test_a_machine_that_cannot_render_is_reported(monkeypatch):
+    monkeypatch.setattr(rendering, "_works", lambda backend: False)
+    monkeypatch.delenv("MUJOCO_GL", raising=False)
+    found = problems(check_env(EnvConfig(id="SafetyPointGoal0-v0"), steps=10))
+    assert len(found) == 1
+    assert "apt-get install" in found[0]
