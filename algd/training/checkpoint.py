@@ -276,7 +276,7 @@ class CheckpointStore:
             for name, record in manifest.files.items()
             if name != TAIL_FILE
         }
-        return decode_tree(files)
+        return decode_tree(files, directory=path)
 
 
 def _order(path: Path) -> tuple[int, int]:

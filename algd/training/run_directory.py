@@ -50,6 +50,10 @@ def claim_run_dir(path: Path) -> None:
             raise taken
         (path / CHECKPOINTS).mkdir()
     except FileExistsError as error:
-        raise taken if path.is_dir() else ConfigError(f"{path} is not a directory") from error
+        if is_run_dir(path):
+            raise taken from error
+        raise ConfigError(
+            f"{path} cannot be created: {error.filename} is not a directory"
+        ) from error
     except OSError as error:
         raise ConfigError(f"{path} cannot be created: {error.strerror}") from error

@@ -79,17 +79,19 @@ def encode_tree(tree: Any) -> dict[str, bytes]:
     return {TENSOR_FILE: safetensors.torch.save(tensors), TREE_FILE: text.encode("ascii")}
 
 
-def decode_tree(files: dict[str, bytes]) -> Any:
-    """Return the tree that ``encode_tree`` was given.
+def decode_tree(files: dict[str, bytes], *, directory: Path) -> Any:
+    """Return the tree that ``encode_tree`` was given; tensors are on the CPU.
 
     Raises:
-        CheckpointError: the bytes are not what ``encode_tree`` writes.
+        CheckpointError: the bytes, read from ``directory``, are not what ``encode_tree`` writes.
     """
     try:
         tensors = safetensors.torch.load(files[TENSOR_FILE])
         return _decode(json.loads(files[TREE_FILE].decode("ascii")), tensors)
     except _MALFORMED as error:
-        raise CheckpointError(f"not a saved tree: {type(error).__name__}: {error}") from error
+        raise CheckpointError(
+            f"{directory} holds no saved tree: {type(error).__name__}: {error}"
+        ) from error
 
 
 def save_tree(directory: Path, tree: Any) -> None:
@@ -99,16 +101,13 @@ def save_tree(directory: Path, tree: Any) -> None:
 
 
 def load_tree(directory: Path) -> Any:
-    """Return the tree that ``save_tree`` wrote; tensors are on the CPU.
+    """Return the tree that ``save_tree`` wrote.
 
     Raises:
         CheckpointError: a file is missing or is not what ``save_tree`` writes.
     """
     files = {name: read_whole(directory / name) for name in (TENSOR_FILE, TREE_FILE)}
-    try:
-        return decode_tree(files)
-    except CheckpointError as error:
-        raise CheckpointError(f"{directory}: {error}") from error
+    return decode_tree(files, directory=directory)
 
 
 def _encode(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
