@@ -1,4 +1,4 @@
-"""The augmented Lagrangian, its dual target and the cost threshold: pure functions, one small state.
+"""The augmented Lagrangian, its dual target and the cost threshold, as pure functions.
 
 In: critic values and multipliers. Out: energies (low is good) and dual targets.
 Relation: arXiv 2602.02924 (the energy) and arXiv 2605.00667 (the dual target). One function serves

@@ -237,7 +237,7 @@ class FixedMultiplier(nn.Module):
     def observe_episode(self, violation: float) -> None:
         """Ignore episode costs."""
 
-    def update(self, obs: Float[Tensor, "B O"], violation: Float[Tensor, " B"]) -> Metrics:
+    def update(self, obs: Float[Tensor, "B O"], violation: Float[Tensor, " B"]) -> Metrics:  # noqa: ARG002
         """Learn nothing; report the value."""
         return {"train/multiplier": self.value, "train/violation": violation.mean()}
 
@@ -274,7 +274,7 @@ class ScalarMultiplier(FixedMultiplier):
             self.num_observed += 1
 
     @torch.no_grad()
-    def update(self, obs: Float[Tensor, "B O"], violation: Float[Tensor, " B"]) -> Metrics:
+    def update(self, obs: Float[Tensor, "B O"], violation: Float[Tensor, " B"]) -> Metrics:  # noqa: ARG002
         """Accumulate the signal and step the law when its interval is full."""
         if self.law_config.signal != "episode":
             self.accumulated += violation.mean()
@@ -385,6 +385,7 @@ class ScalarADRC(ScalarMultiplier):
 
     observer: Tensor
     reference: Tensor
+    started: Tensor
 
     def __init__(self, config: ScalarADRCConfig) -> None:
         super().__init__(config)

@@ -6,6 +6,7 @@ a batched product), one batched product on a GPU.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -50,7 +51,7 @@ class EnsembleMLP(nn.Module):
         sizes = [sum(in_features), *hidden, out_features]
         self.weights = nn.ParameterList()
         self.biases = nn.ParameterList()
-        for fan_in, fan_out in zip(sizes[:-1], sizes[1:], strict=True):
+        for fan_in, fan_out in pairwise(sizes):
             bound = fan_in**-0.5
             weight = torch.empty(num_members, fan_in, fan_out)
             bias = torch.empty(num_members, 1, fan_out)
@@ -131,7 +132,9 @@ class MLP(EnsembleMLP):
 @torch.no_grad()
 def polyak_update(target: nn.Module, source: nn.Module, *, rate: float) -> None:
     """Move target parameters towards the source: target <- target + rate * (source - target)."""
-    torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), rate)
+    torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
+        list(target.parameters()), list(source.parameters()), rate
+    )
 
 
 def make_adam(parameters: Sequence[Tensor], *, learning_rate: float) -> torch.optim.Adam:

@@ -2,7 +2,7 @@
 
 
 class UserError(Exception):
-    """Something outside the program is wrong: the message names what, what is allowed, what came."""
+    """Something outside the program is wrong; the message says what, what is allowed, what came."""
 
 
 class ConfigError(UserError, ValueError):

@@ -38,6 +38,19 @@ class ALGDConfig:
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
 
+def make_policy(
+    obs_dim: int,
+    action_dim: int,
+    config: DiffusionPolicyConfig | ReleasePolicyConfig,
+    *,
+    generator: torch.Generator | None = None,
+) -> DiffusionPolicy | ReleasePolicy:
+    """Build the denoising policy that a config describes."""
+    if isinstance(config, ReleasePolicyConfig):
+        return ReleasePolicy(obs_dim, action_dim, config, generator=generator)
+    return DiffusionPolicy(obs_dim, action_dim, config, generator=generator)
+
+
 class ALGDAgent(ConstrainedLearner):
     """Augmented-Lagrangian-guided diffusion, off-policy and online."""
 
@@ -62,8 +75,9 @@ class ALGDAgent(ConstrainedLearner):
             device=device,
         )
         self.config = config
-        kind = ReleasePolicy if isinstance(config.policy, ReleasePolicyConfig) else DiffusionPolicy
-        self.policy = kind(obs_dim, action_dim, config.policy, generator=self.initial).to(device)
+        self.policy = make_policy(obs_dim, action_dim, config.policy, generator=self.initial).to(
+            device
+        )
         self.num_levels = config.policy.schedule.num_train_timesteps
         self.policy_optimizer = make_adam(
             list(self.policy.parameters()), learning_rate=config.policy.learning_rate

@@ -2,7 +2,7 @@
 
 In: observations, noise, and an energy of actions. Out: actions in (-1, 1) and a scalar loss.
 Relation: ALGD (arXiv 2602.02924). The chain lives in a latent u, a = tanh(u); the latent energy
-carries the change of variables (ours), so that samples follow exp(-energy / temperature) over actions.
+carries the change of variables (ours), so that actions follow exp(-energy / temperature).
 """
 
 from collections.abc import Callable

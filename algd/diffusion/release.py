@@ -1,13 +1,13 @@
 """The denoising policies of the released ALGD code, kept as it computes them, for comparison.
 
-In and out: as ``algd.diffusion.policy``. Differences from the corrected policy, each deliberate in
-the presets ``release_vesde`` and ``release_ddpm``: the score network reads the squashed action while
-its output moves the latent; score proposals are drawn in action space, unclipped, without the
-1 / alpha of VP; the change of variables is left out; the training point is recorded after the step
-whose level labels it, with its graph.
+In and out: as ``algd.diffusion.policy``. Differences from the corrected policy, each deliberate
+in the presets ``release_vesde`` and ``release_ddpm``: the score network reads the squashed action
+while its output moves the latent; score proposals are drawn in action space, unclipped, without
+the 1 / alpha of VP; the change of variables is left out; the training point is recorded after the
+step whose level labels it, with its graph.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import torch
@@ -35,7 +35,9 @@ class ReleasePolicyConfig:
     hidden: tuple[int, ...] = (128, 128, 128)
     embedding_dim: int = 16
     learning_rate: float = 3e-4
-    temperature: TemperatureConfig = TemperatureConfig(mode="raw", value=1.0)
+    temperature: TemperatureConfig = field(
+        default_factory=lambda: TemperatureConfig(mode="raw", value=1.0)
+    )
     chain_coef: float = 1.0
     score_coef: float = 0.1
     num_score_samples: int = 4
@@ -192,7 +194,7 @@ class ReleasePolicy(nn.Module):
     def loss(
         self,
         obs: Float[Tensor, "B O"],
-        replay_action: Float[Tensor, "B A"],
+        replay_action: Float[Tensor, "B A"],  # noqa: ARG002
         evaluate: Evaluate,
         temperature: Float[Tensor, ""],
         noise: Float[Tensor, "M B A"],

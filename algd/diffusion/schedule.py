@@ -1,7 +1,7 @@
 """Noise levels and the coefficients of the reverse steps.
 
-In: a ``ScheduleConfig``. Out: buffers alpha_t and sigma_t of u_t = alpha_t u_0 + sigma_t eps, level 0
-the least noisy, and for each reverse step the coefficients of u, score and noise. The tables come
+In: a ``ScheduleConfig``. Out: buffers alpha_t and sigma_t of u_t = alpha_t u_0 + sigma_t eps, level
+0 the least noisy, and for each reverse step the coefficients of u, score and noise. The tables come
 from diffusers' schedulers, which are also the oracle of the tests; the hot loop is ours, because
 one ``scheduler.step`` costs several times a fused hand-written one.
 """

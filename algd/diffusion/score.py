@@ -1,6 +1,6 @@
 """Monte-Carlo estimators of the score of a noised Gibbs law; pure functions.
 
-In: noised latents u_t = alpha u_0 + sigma eps, standard normal noise for S proposals, and an energy.
+In: noised latents u_t = alpha u_0 + sigma eps, standard normal noise for S proposals, an energy.
 Out: estimates of grad log p_t(u_t), where p_0 is proportional to exp(-energy / temperature).
 Relations: the target-score estimator of ALGD (arXiv 2602.02924) and the denoising-score estimator
 (forward passes only); both share proposals and weights, so they can be mixed by their variance.
@@ -51,8 +51,8 @@ def propose(
 
     Without ``base_std`` they follow the noising kernel alone, u_t / alpha + (sigma / alpha) eps
     (arXiv 2602.02924). With it they follow the posterior of a base law N(0, base_std^2) under that
-    kernel (ours): the same estimators stay consistent, and at noise levels wider than the support of
-    the actions the candidates stay where the actions are.
+    kernel (ours): the same estimators stay consistent, and at noise levels wider than the support
+    of the actions the candidates stay where the actions are.
     """
     if base_std is None:
         spread = sigma / alpha

@@ -1,4 +1,4 @@
-"""Evaluation on a separate environment: fixed seeds, a stated mode, no trace in the training stream.
+"""Evaluation on a separate environment: fixed seeds, a stated mode, no trace in training.
 
 In: an agent or a run directory. Out: returns and costs per episode, a table, and a video.
 """
@@ -85,8 +85,8 @@ def evaluate_policy(
 ) -> EvaluationResult:
     """Run whole episodes and return what they earned and cost.
 
-    The noise of stochastic modes comes from a generator of its own, seeded with ``seed``; ``on_step``
-    is called after every step and may raise to stop.
+    The noise of stochastic modes comes from a generator of its own, seeded with ``seed``;
+    ``on_step`` is called after every step and may raise to stop.
     """
     generator = torch.Generator().manual_seed(seed)
     returns, costs, lengths = [], [], []

@@ -119,7 +119,7 @@ class StopRequest:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def _handle(self, number: int, frame: FrameType | None) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
         if self.signal_number is not None:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
@@ -496,7 +496,8 @@ def print_summary(
     limit = config.constraint.cost_limit
     print(
         f"\n{config.env.id}, {config.policy.kind} policy, {config.multiplier.kind} multiplier, "
-        f"seed {config.seed}; {evaluation.episodes} episodes, {evaluation.mode}; cost limit {limit:g}"
+        f"seed {config.seed}; {evaluation.episodes} episodes, {evaluation.mode}; "
+        f"cost limit {limit:g}"
     )
     print(f"{'':<10} {'step':>9} {'return':>18} {'cost':>18} {'over limit':>11}")
     for name, row in rows.items():
