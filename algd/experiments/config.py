@@ -100,7 +100,7 @@ def load_overrides(overrides: Mapping[str, Any]) -> dict[str, Any]:
             node = node.setdefault(parent, {})
             if not isinstance(node, dict):
                 raise ConfigError(f"{COMMAND_LINE}: {dotted} and {parent} are both given")
-        node[name] = value
+        node[name] = plain(value)
     return tree
 
 

@@ -202,8 +202,8 @@ def _resolve(name: str, directory: Path, source: str) -> Path:
         known = list_presets()
         hint = did_you_mean(nearest(name, known)) or f"; the presets are {', '.join(known)}"
         raise ConfigError(f"{source}: {name!r} is neither a file nor a preset{hint}")
-    files = [file.name for file in sorted(path.parent.glob(f"*{_SUFFIX}"))]
-    near = did_you_mean(str(path.parent / match) for match in nearest(path.name, files))
+    files = {file.stem: str(file) for file in sorted(path.parent.glob(f"*{_SUFFIX}"))}
+    near = did_you_mean(files[stem] for stem in nearest(path.stem, files))
     preset_hint = f"; {bare.stem} is a preset" if bare.stem in list_presets() else ""
     raise ConfigError(f"{source}: no file {path}{near or preset_hint}")
 
