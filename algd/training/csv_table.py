@@ -47,10 +47,21 @@ class CsvTable:
         if not self.columns:
             new.insert(0, STEP)
         if new:
-            self._replace([*self.columns, *new], [*self._read(), _as_text(row)])
+            self._replace([*self.columns, *new], [*self.rows(), _as_text(row)])
         else:
             fields = _as_text(row)
             self._append_line(_line(fields.get(name, "") for name in self.columns))
+
+    def rows(self) -> list[dict[str, str]]:
+        """Return the complete rows as text; an absent value is empty."""
+        if not self.path.exists():
+            return []
+        try:
+            text = self.path.read_text(encoding="utf-8")
+        except OSError as error:
+            raise CheckpointError(f"cannot read {self.path}: {error.strerror}") from error
+        # Without its line end the last row is one that a kill left unfinished.
+        return list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])))
 
     def close(self) -> None:
         """Release the file; a later ``append`` opens it again."""
@@ -76,20 +87,10 @@ class CsvTable:
         except OSError as error:
             raise _unwritable(self.path, error) from error
 
-    def _read(self) -> list[dict[str, str]]:
-        if not self.path.exists():
-            return []
-        try:
-            text = self.path.read_text(encoding="utf-8")
-        except OSError as error:
-            raise CheckpointError(f"cannot read {self.path}: {error.strerror}") from error
-        # Without its line end the last row is one that a kill left unfinished.
-        return list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])))
-
     def _cut(self, resume_step: int) -> None:
         """Keep complete rows up to the step, and the columns that these rows use."""
         try:
-            rows = [row for row in self._read() if int(row[STEP]) <= resume_step]
+            rows = [row for row in self.rows() if int(row[STEP]) <= resume_step]
         except (ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
                 f"{self.path} is not a table that algd wrote: every row needs a whole {STEP}"

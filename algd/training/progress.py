@@ -111,8 +111,7 @@ class Progress:
         self._last_line_step = self._env_step
         line = self._line(episode_return, cost, multiplier)
         if self._redraws:
-            width = shutil.get_terminal_size().columns - 1
-            self._stream.write(f"\r\x1b[K{line[:width]}")
+            self._stream.write(f"\r\x1b[K{self._fitted(line)}")
             self._shown = True
         else:
             self._stream.write(f"{line}\n")
@@ -143,15 +142,22 @@ class Progress:
         fraction = min(self._env_step / self.total_steps, 1.0)
         steps, updates = self.speeds()
         left = (self.total_steps - self._env_step) / steps if steps > 0 else None
-        done = round(fraction * _BAR_WIDTH)
-        bar = f"[{'#' * done}{'.' * (_BAR_WIDTH - done)}] " if self._redraws else ""
         return (
-            f"{fraction:4.0%} {bar}{self._env_step}/{self.total_steps} steps, "
-            f"{steps:.0f} steps/s, {updates:.0f} updates/s, {_duration(left)} left, "
+            f"{fraction:4.0%} {self._env_step}/{self.total_steps} steps, {_speed(steps)} steps/s, "
+            f"{_speed(updates)} updates/s, {_duration(left)} left, "
             f"return {_number(episode_return, '.2f')}, "
             f"cost {_number(cost, '.2f')}/{self.cost_limit:g}, "
             f"multiplier {_number(multiplier, '.3g')}"
         )
+
+    def _fitted(self, line: str) -> str:
+        """Put a bar before the line where the terminal has room for it; never wrap."""
+        room = shutil.get_terminal_size().columns - 1
+        width = min(_BAR_WIDTH, room - len(line) - 3)
+        if width < _BAR_WIDTH // 2:
+            return line[:room]
+        done = round(min(self._env_step / self.total_steps, 1.0) * width)
+        return f"[{'#' * done}{'.' * (width - done)}] {line}"
 
 
 class _NoticesAboveTheBar(logging.Handler):
@@ -163,6 +169,10 @@ class _NoticesAboveTheBar(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self._progress.write(self.format(record))
+
+
+def _speed(value: float) -> str:
+    return f"{value:.1f}" if value < 10 else f"{value:.0f}"
 
 
 def _number(value: float | None, form: str) -> str:

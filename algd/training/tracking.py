@@ -108,8 +108,11 @@ class Tracker:
                 config,
                 resolved_config=resolved_config,
                 run_id=uuid.uuid4().hex[:12] if run_id is None else run_id,
-                resume_step=resume_step,
+                resumed=resume_step is not None,
             )
+            for row in self._metrics.rows():
+                values = {name: float(text) for name, text in row.items() if text}
+                self._wandb.log(int(values.pop("env_step")), values)
             if self._wandb.url is not None and config.progress:
                 self._progress.write(f"W&B: {self._wandb.url}")
 

@@ -46,6 +46,10 @@ def write_video(path: Path, frames: Iterable[NDArray[np.uint8]], fps: int) -> Pa
     temporary = path.with_name(f".{path.stem}.tmp.mp4")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        _log.warning("no video %s: %s", path, error.strerror)
+        return None
+    try:
         encoder = imageio_ffmpeg.write_frames(
             str(temporary),
             (width, height),

@@ -3,8 +3,9 @@
 In: rows, videos and checkpoints of a run. Out: a W&B run, online or in ``run_dir/wandb``. Nothing
 here may stop or slow training: every call is guarded, and what went wrong is said once.
 
-``run_dir/wandb.json`` holds the run's id and how far its rows were handed over, so that a run
-killed after its last checkpoint does not hand over the same rows again when it is resumed.
+``run_dir/wandb.json`` holds the run's id. W&B keeps rows in memory for seconds, so a killed run
+has logged more than W&B has: a resumed one looks at what is really there, hands over the rows of
+metrics.csv that are missing, and skips those that it trains again and W&B already has.
 """
 
 import importlib.util
@@ -13,13 +14,15 @@ import logging
 import netrc
 import os
 import shutil
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from algd.training.csv_table import write_atomically
+from algd.training.wandb_file import offline_rows
 
 if TYPE_CHECKING:
     from algd.training.tracking import TrackingConfig
@@ -91,8 +94,9 @@ class WandbRun:
         mode: ``online`` falls back to ``offline`` when the server does not answer in time.
         settings: where the run belongs and what it is called.
         resolved_config: stored as the run's config.
-        run_id: of the run; an id stored in ``run_dir`` by an earlier call wins.
-        resume_step: None for a new run, else the step of the checkpoint it continues from.
+        run_id: of the run; when ``resumed``, the id stored in ``run_dir`` wins.
+        resumed: the run continues one that was recorded before. The caller then logs the rows up
+            to the checkpoint once more; those that W&B has are skipped.
     """
 
     def __init__(
@@ -103,42 +107,41 @@ class WandbRun:
         *,
         resolved_config: dict[str, Any],
         run_id: str,
-        resume_step: int | None,
+        resumed: bool,
     ) -> None:
         self._run_dir = run_dir
-        self._state_path = run_dir / "wandb.json"
+        self._id_path = run_dir / "wandb.json"
         self._said: set[str] = set()
         self._run: Any = None
-        state = self._read_state() if resume_step is not None else {}
-        self.run_id = state.get("run_id", run_id)
-        # Both are (env step, how many rows had that step): what this process was given so far, and
-        # what W&B has after the checkpoint, from here or from the process that was killed.
-        self._given = (-1, 0)
-        self._handed = (state.get("env_step", -1), state.get("rows", 0))
-        if resume_step is not None and self._handed[0] <= resume_step:
-            self._handed = (-1, 0)
+        self.run_id = run_id
+        # What W&B has of the steps that a resumed run goes through again.
+        self._present: Counter[tuple[int, frozenset[str]]] = Counter()
+        self._present_up_to = -1
         with self._guard("start"):
+            if resumed:
+                self.run_id = self._stored_id(run_id)
+                self._present = _offline_row_keys(run_dir)
             self._run = self._start(mode, settings, resolved_config)
-        if self._run is not None:
-            self._write_state()
+            if resumed and not self._run.offline:
+                self._present.clear()
+                self._present_up_to = int(self._run.summary.get("env_step", -1))
+            write_atomically(self._id_path, json.dumps({"run_id": self.run_id}).encode())
 
     @property
     def url(self) -> str | None:
         """Address of the run when online, None otherwise."""
-        return None if self._run is None else self._run.url
+        return None if self._run is None or self._run.offline else self._run.url
 
     def log(self, env_step: int, values: dict[str, Any]) -> None:
-        """Hand over one row, unless a killed predecessor of this run did so already."""
-        if self._run is None:
+        """Hand over one row, unless W&B has it from a killed predecessor of this process."""
+        if self._run is None or env_step <= self._present_up_to:
             return
-        step, rows = self._given
-        self._given = (env_step, rows + 1 if env_step == step else 1)
-        if self._given <= self._handed:
+        key = _row_key(env_step, values)
+        if self._present[key] > 0:
+            self._present[key] -= 1
             return
         with self._guard("log"):
             self._run.log({"env_step": env_step, **values})
-            self._handed = self._given
-            self._write_state()
 
     def histogram(self, env_step: int, name: str, values: Any) -> None:
         """Hand over a histogram of finite values."""
@@ -240,15 +243,21 @@ class WandbRun:
                 self._said.add(what)
                 _log.warning("W&B: %s failed, training goes on: %s", what, _first_line(error))
 
-    def _read_state(self) -> dict[str, Any]:
+    def _stored_id(self, otherwise: str) -> str:
         try:
-            return json.loads(self._state_path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
+            return json.loads(self._id_path.read_text(encoding="utf-8"))["run_id"]
+        except (OSError, ValueError, KeyError):
+            return otherwise
 
-    def _write_state(self) -> None:
-        state = {"run_id": self.run_id, "env_step": self._handed[0], "rows": self._handed[1]}
-        write_atomically(self._state_path, json.dumps(state).encode())
+
+def _row_key(env_step: int, names: Iterable[str]) -> tuple[int, frozenset[str]]:
+    """Tell rows of one step apart by what they hold; times may be missing in one of them."""
+    return env_step, frozenset(n for n in names if n != "env_step" and not n.startswith("time/"))
+
+
+def _offline_row_keys(run_dir: Path) -> Counter[tuple[int, frozenset[str]]]:
+    rows: Iterator[Mapping[str, Any]] = offline_rows(run_dir)
+    return Counter(_row_key(row["env_step"], row) for row in rows if "env_step" in row)
 
 
 def _files_without_replay(directory: Path) -> list[Path]:
