@@ -1,1 +1,1 @@
-"""Environments with a cost: one door for Safety-Gymnasium, Gymnasium and analytic tasks."""
+"""Environments with a cost: Safety-Gymnasium, Gymnasium and analytic tasks behind `make_env`."""
