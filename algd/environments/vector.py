@@ -103,7 +103,7 @@ def make_vector_env(config: EnvConfig, *, seed: int) -> VectorCostEnv:
         raise ConfigError(f"the seed must be >= 0, got {seed}")
     if config.vector == "sync":
         return SyncVectorEnv(config, seed=seed)
-    from algd.environments.workers import SubprocessVectorEnv
+    from algd.environments.subprocess_vector import SubprocessVectorEnv
 
     return SubprocessVectorEnv(config, seed=seed)
 

@@ -14,8 +14,8 @@ import pytest
 
 from algd.environments.episodes import episode_seed
 from algd.environments.make import EnvConfig, make_env
+from algd.environments.subprocess_vector import SubprocessVectorEnv
 from algd.environments.vector import make_vector_env
-from algd.environments.workers import SubprocessVectorEnv
 from algd.errors import CheckpointError, ConfigError, EnvironmentFault
 
 COUNTING = "environments.faulty_envs:Counting-v0"

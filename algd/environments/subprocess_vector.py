@@ -1,8 +1,8 @@
 """The vector environment whose environments live in worker processes, one worker per core.
 
-In and out as `algd.environments.vector`. Between the processes travel raw bytes of numpy arrays:
-actions one way, records of `transition_dtype` the other. A worker ignores Ctrl-C, which is the
-parent's to handle, and ends when its parent's end of the pipe closes, however the parent ended.
+In and out as `algd.environments.vector`; the workers' side is `subprocess_worker`. Between the
+processes travel raw bytes of numpy arrays: actions one way, records of `transition_dtype` the
+other. Workers end with their parent, however it ended.
 
 Workers start by "spawn", so a script that makes such an environment needs the usual
 `if __name__ == "__main__":` around its main part.
@@ -11,67 +11,28 @@ Workers start by "spawn", so a script that makes such an environment needs the u
 import multiprocessing
 import os
 import signal
-import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from enum import Enum
 from multiprocessing import resource_tracker
-from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
-from algd.environments.episodes import EpisodeRecord, EpisodeRunner, EpisodeSnapshot, Transition
-from algd.environments.make import EnvConfig, make_env
+from algd.environments.episodes import EpisodeRecord
+from algd.environments.make import EnvConfig
+from algd.environments.subprocess_worker import Command, Reply, serve, transition_dtype
 from algd.environments.vector import (
     Float32Array,
     StepResult,
     check_actions,
-    locating,
     pack_snapshot,
     unpack_snapshot,
 )
 from algd.errors import ConfigError, EnvironmentFault, UserError
 
 _JOIN_SECONDS = 5.0
-
-
-class _Command(bytes, Enum):
-    RESET = b"r"
-    STEP = b"s"
-    SNAPSHOT = b"p"
-    RESTORE = b"l"
-    CLOSE = b"c"
-
-
-class _Reply(bytes, Enum):
-    DONE = b"d"
-    CONFIG_ERROR = b"g"
-    FAULT = b"f"
-    CRASH = b"x"
-
-
-def transition_dtype(obs_dim: int) -> np.dtype[np.void]:
-    """Return the record of one transition; the last five fields count where `ended` is set."""
-    return np.dtype(
-        [
-            ("next_obs", np.float32, (obs_dim,)),
-            ("obs", np.float32, (obs_dim,)),
-            ("reward", np.float64),
-            ("cost", np.float64),
-            ("terminated", np.bool_),
-            ("truncated", np.bool_),
-            ("ended", np.bool_),
-            ("episode_index", np.int64),
-            ("seed", np.int64),
-            ("episode_return", np.float64),
-            ("episode_cost", np.float64),
-            ("length", np.int64),
-        ]
-    )
 
 
 class SubprocessVectorEnv:
@@ -98,7 +59,7 @@ class SubprocessVectorEnv:
     def reset(self) -> Float32Array:
         """Start the next episode of each environment; return the observations (N, O)."""
         for worker in self._workers:
-            worker.send(_Command.RESET)
+            worker.send(Command.RESET)
         return (
             np.frombuffer(b"".join(self._receive()), np.float32).reshape(self.num_envs, -1).copy()
         )
@@ -108,7 +69,7 @@ class SubprocessVectorEnv:
         check_actions(actions, self.num_envs, self.action_dim)
         actions = np.ascontiguousarray(actions, np.float32)
         for worker in self._workers:
-            worker.send(_Command.STEP, actions[worker.rows].tobytes())
+            worker.send(Command.STEP, actions[worker.rows].tobytes())
         rows = np.frombuffer(b"".join(self._receive()), self._dtype)
         return StepResult(
             next_obs=np.ascontiguousarray(rows["next_obs"]),
@@ -125,7 +86,7 @@ class SubprocessVectorEnv:
     def snapshot(self) -> dict[str, Any]:
         """Return the running episodes (see `VectorCostEnv.snapshot`)."""
         for worker in self._workers:
-            worker.send(_Command.SNAPSHOT)
+            worker.send(Command.SNAPSHOT)
         self._receive()
         episodes = [one for worker in self._workers for one in worker.connection.recv()]
         return pack_snapshot(self._config, self._seed, episodes)
@@ -134,7 +95,7 @@ class SubprocessVectorEnv:
         """Bring the episodes of `snapshot` back (see `VectorCostEnv.restore`)."""
         saved = unpack_snapshot(self._config, self._seed, snapshot)
         for worker in self._workers:
-            worker.send(_Command.RESTORE)
+            worker.send(Command.RESTORE)
             worker.connection.send(saved[worker.rows])
         self._receive()
         restored = [one for worker in self._workers for one in worker.connection.recv()]
@@ -180,12 +141,12 @@ class _Worker:
         self.rows = slice(indices[0], indices[-1] + 1)
         self.connection, theirs = context.Pipe()
         self._process: BaseProcess = context.Process(
-            target=_serve, args=(theirs, config, seed, indices), daemon=True
+            target=serve, args=(theirs, config, seed, indices), daemon=True
         )
         self._process.start()
         theirs.close()
 
-    def send(self, command: _Command, payload: bytes = b"") -> None:
+    def send(self, command: Command, payload: bytes = b"") -> None:
         try:
             self.connection.send_bytes(command + payload)
         except OSError as error:
@@ -196,15 +157,15 @@ class _Worker:
             message = self.connection.recv_bytes()
         except (EOFError, OSError) as error:
             raise self._death() from error
-        reply, payload = _Reply(message[:1]), message[1:]
-        if reply is _Reply.DONE:
+        reply, payload = Reply(message[:1]), message[1:]
+        if reply is Reply.DONE:
             return payload
-        kinds = {_Reply.CONFIG_ERROR: ConfigError, _Reply.FAULT: EnvironmentFault}
+        kinds = {Reply.CONFIG_ERROR: ConfigError, Reply.FAULT: EnvironmentFault}
         raise kinds.get(reply, RuntimeError)(payload.decode())
 
     def close(self) -> None:
         with suppress(OSError):  # it may have ended already
-            self.connection.send_bytes(_Command.CLOSE)
+            self.connection.send_bytes(Command.CLOSE)
         self._process.join(_JOIN_SECONDS)
         if self._process.is_alive():
             self._process.kill()
@@ -241,90 +202,3 @@ def _episode_record(row: Any, env_index: int) -> EpisodeRecord:
         length=int(row["length"]),
         terminated=bool(row["terminated"]),
     )
-
-
-def _serve(connection: Connection, config: EnvConfig, seed: int, indices: list[int]) -> None:
-    """Run a worker: make its environments, then answer commands until told to close."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    runners: list[EpisodeRunner] = []
-    try:
-        try:
-            for index in indices:  # one by one: each is closed below, however far this gets
-                runners.append(  # noqa: PERF401
-                    EpisodeRunner(make_env(config), seed=seed, env_index=index)
-                )
-            env = runners[0].env
-            sizes = np.array([env.obs_dim, env.action_dim, env.max_episode_steps], np.int64)
-            connection.send_bytes(_Reply.DONE + sizes.tobytes())
-        except Exception as error:
-            connection.send_bytes(_failure(error))
-        while (message := connection.recv_bytes()) != _Command.CLOSE:
-            try:
-                _answer(connection, runners, config.num_envs, message)
-            except Exception as error:
-                connection.send_bytes(_failure(error))
-    except (EOFError, OSError):
-        pass  # the parent has ended; so does its worker
-    finally:
-        for runner in runners:
-            runner.env.close()
-
-
-def _answer(
-    connection: Connection, runners: Sequence[EpisodeRunner], num_envs: int, message: bytes
-) -> None:
-    command = _Command(message[:1])
-    if command is _Command.STEP:
-        actions = np.frombuffer(message, np.float32, offset=1).reshape(len(runners), -1)
-        rows = _step_all(runners, num_envs, actions)
-        connection.send_bytes(_Reply.DONE + rows.tobytes())
-    elif command is _Command.RESET:
-        observations: list[bytes] = []
-        for runner in runners:
-            with locating(runner.env_index, num_envs):
-                observations.append(runner.reset().tobytes())
-        connection.send_bytes(_Reply.DONE + b"".join(observations))
-    elif command is _Command.SNAPSHOT:
-        snapshots = [runner.snapshot() for runner in runners]
-        connection.send_bytes(_Reply.DONE)
-        connection.send(snapshots)
-    else:
-        saved: list[EpisodeSnapshot] = connection.recv()
-        restored: list[tuple[Float32Array, bool]] = []
-        for runner, one in zip(runners, saved, strict=True):
-            with locating(runner.env_index, num_envs):
-                restored.append(runner.restore(one))
-        connection.send_bytes(_Reply.DONE)
-        connection.send(restored)
-
-
-def _step_all(
-    runners: Sequence[EpisodeRunner], num_envs: int, actions: Float32Array
-) -> NDArray[np.void]:
-    rows = np.zeros(len(runners), transition_dtype(runners[0].env.obs_dim))
-    for row, runner, action in zip(rows, runners, actions, strict=True):
-        with locating(runner.env_index, num_envs):
-            _fill(row, runner.step(action))
-    return rows
-
-
-def _fill(row: Any, transition: Transition) -> None:
-    *values, episode = transition
-    names = ("next_obs", "obs", "reward", "cost", "terminated", "truncated")
-    for name, value in zip(names, values, strict=True):
-        row[name] = value
-    if episode is not None:
-        row["ended"] = True
-        row["episode_index"] = episode.episode_index
-        row["seed"] = episode.seed
-        row["episode_return"] = episode.return_
-        row["episode_cost"] = episode.cost
-        row["length"] = episode.length
-
-
-def _failure(error: Exception) -> bytes:
-    if isinstance(error, ConfigError):
-        return _Reply.CONFIG_ERROR + str(error).encode()
-    if isinstance(error, UserError):
-        return _Reply.FAULT + str(error).encode()
-    return _Reply.CRASH + traceback.format_exc().encode()
