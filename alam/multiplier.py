@@ -31,6 +31,7 @@ Signal = Literal["policy", "replay", "episode"]
 
 Output = Literal["softplus", "squared", "relu"]
 _OUTPUT_BIAS = -3.0  # softplus(-3) = 0.05: start near 0, which softplus itself never reaches
+_AT_BOUND = 0.99  # share of the bound that counts as reached: regression meets it in the limit only
 
 
 def _require_positive(config: object, *names: str) -> None:
@@ -487,8 +488,13 @@ class StatewiseDual(nn.Module):
         """Ignore episode costs: they belong to no single state."""
 
     def loss(self, obs: Float[Tensor, "B O"], violation: Float[Tensor, " B"]) -> Float[Tensor, ""]:
-        """Return -E[multiplier(s) * violation(s)]."""
-        return -(self(obs) * violation).mean()
+        """Return -E[multiplier(s) * violation(s)]; beyond the bound ascent stops, descent does not.
+
+        A clipped multiplier would carry no gradient there, and so never come back.
+        """
+        value = self.network(obs)
+        held = (value >= self.config.multiplier_max) & (violation > 0)
+        return -(torch.where(held, value.detach(), value) * violation).mean()
 
     def update(self, obs: Float[Tensor, "B O"], violation: Float[Tensor, " B"]) -> Metrics:
         """Take one step every ``interval`` updates."""
@@ -605,7 +611,7 @@ def _network_metrics(
     multiplier: StatewiseDual | StatewiseALaM, obs: Tensor, violation: Tensor, loss: Tensor
 ) -> Metrics:
     value = multiplier(obs)
-    at_bound = (value >= multiplier.config.multiplier_max).float().mean()
+    at_bound = (value >= _AT_BOUND * multiplier.config.multiplier_max).float().mean()
     return {
         "train/multiplier": value.mean(),
         "train/multiplier_std": value.std(),
