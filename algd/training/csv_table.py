@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from algd.errors import CheckpointError
+from algd.training.durable_files import replace_durably
 
 STEP = "env_step"
 
@@ -63,6 +64,14 @@ class CsvTable:
         # Without its line end the last row is one that a kill left unfinished.
         return list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])))
 
+    def sync(self) -> None:
+        """Wait until the device holds every row."""
+        if self._descriptor is not None:
+            try:
+                os.fsync(self._descriptor)
+            except OSError as error:
+                raise _unwritable(self.path, error) from error
+
     def close(self) -> None:
         """Release the file; a later ``append`` opens it again."""
         if self._descriptor is not None:
@@ -104,23 +113,11 @@ class CsvTable:
         self.close()
         lines = [_line(columns)] if columns else []
         lines += [_line(row.get(name, "") for name in columns) for row in rows]
-        write_atomically(self.path, b"".join(lines))
+        try:
+            replace_durably(self.path, b"".join(lines))
+        except OSError as error:
+            raise _unwritable(self.path, error) from error
         self.columns = columns
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace a small file so that a reader or a kill sees the old content or the new.
-
-    Raises:
-        CheckpointError: it cannot be written; the old file stays.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise _unwritable(path, error) from error
 
 
 def _unwritable(path: Path, error: OSError) -> CheckpointError:

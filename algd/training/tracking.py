@@ -161,8 +161,13 @@ class Tracker:
             self._wandb.model_artifact(checkpoint_dir, env_step=env_step, aliases=list(aliases))
 
     def checkpoint(self, path: Path, env_step: int) -> None:
-        """Note the newest checkpoint; the last one becomes the artifact ``latest`` at the end."""
+        """Note the newest checkpoint; the last one becomes the artifact ``latest`` at the end.
+
+        A checkpoint outlives a power cut, so the rows before it must, too.
+        """
         self._newest_checkpoint = (path, env_step)
+        for table in (self._metrics, self._timing, self._episodes):
+            table.sync()
 
     def progress(
         self,

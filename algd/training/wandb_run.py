@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
-from algd.training.csv_table import write_atomically
+from algd.training.durable_files import replace_durably
 from algd.training.wandb_file import offline_rows
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ class WandbRun:
             if resumed and not self._run.offline:
                 self._present.clear()
                 self._present_up_to = int(self._run.summary.get("env_step", -1))
-            write_atomically(self._id_path, json.dumps({"run_id": self.run_id}).encode())
+            replace_durably(self._id_path, json.dumps({"run_id": self.run_id}).encode())
 
     @property
     def url(self) -> str | None:
