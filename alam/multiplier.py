@@ -226,7 +226,7 @@ class FixedMultiplier(nn.Module):
     def __init__(self, config: FixedConfig) -> None:
         super().__init__()
         self.config = config
-        self.register_buffer("value", torch.tensor(config.value))
+        self.register_buffer("value", torch.tensor(float(config.value)))
 
     def build_optimizer(self) -> None:
         """Nothing to optimise."""
