@@ -128,7 +128,8 @@ def mix_by_variance(
 
     Averaging over the level keeps the weights from following the noise of a single row.
     """
-    membership = F.one_hot(level, num_levels).to(first.variance.dtype)
+    levels = torch.arange(num_levels, device=level.device)
+    membership = (level.unsqueeze(-1) == levels).to(first.variance.dtype)
     variances = torch.stack([first.variance, second.variance])
     per_level = (variances @ membership) / membership.sum(0).clamp(min=1.0)
     share = per_level[1] / (per_level.sum(0) + torch.finfo(variances.dtype).tiny)

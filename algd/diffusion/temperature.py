@@ -60,12 +60,13 @@ def nearest_neighbour_entropy(samples: Float[Tensor, "S B A"]) -> Float[Tensor, 
     """
     count, _, dim = samples.shape
     columns = samples.transpose(0, 1)
-    distances = torch.cdist(columns, columns)
+    # The matrix-product form of cdist loses near neighbours to cancellation.
+    distances = torch.cdist(columns, columns, compute_mode="donot_use_mm_for_euclid_dist")
     kth = distances.topk(_ENTROPY_NEIGHBOUR + 1, largest=False).values[..., -1]
     log_ball = 0.5 * dim * math.log(math.pi) - math.lgamma(0.5 * dim + 1.0)
-    digamma = torch.digamma(torch.tensor([float(count), float(_ENTROPY_NEIGHBOUR)]))
-    constant = float(digamma[0] - digamma[1]) + log_ball
-    return constant + dim * kth.clamp(min=1e-8).log().mean(-1)
+    # psi(S) - psi(k) of whole numbers.
+    harmonic = sum(1.0 / i for i in range(_ENTROPY_NEIGHBOUR, count))
+    return harmonic + log_ball + dim * kth.clamp(min=1e-8).log().mean(-1)
 
 
 class Temperature(nn.Module):

@@ -53,6 +53,11 @@ def test_entropy_of_few_samples_is_nearly_unbiased():
     assert estimate == pytest.approx(GAUSSIAN_ENTROPY, abs=0.15)
 
 
+def test_entropy_of_a_tight_cluster_far_from_the_origin_keeps_its_digits():
+    estimate = nearest_neighbour_entropy(0.9 + 1e-3 * normals(64, 500, 2)).mean().item()
+    assert estimate == pytest.approx(2 * (GAUSSIAN_ENTROPY + math.log(1e-3)), abs=0.1)
+
+
 def test_entropy_by_hand_from_four_equidistant_points():
     # Third neighbours of 0, 1, 2, 3 lie at 3, 2, 2, 3; psi(4) - psi(3) = 1/3; ball of length 2.
     points = torch.tensor([0.0, 1.0, 2.0, 3.0])[:, None, None]
