@@ -238,6 +238,9 @@ def test_killed_at_any_change_to_the_disk_a_run_has_the_old_checkpoint_or_the_ne
         assert found is not None
         outcomes.append(100 if found.name == "step_000000000100" else 60)
         assert_restores(run_dir, replay if outcomes[-1] == 100 else older, outcomes[-1])
+        for listed in (run_dir / "checkpoints").glob("step_*"):
+            open_store(run_dir).load(listed)
+            open_store(run_dir).restore_replay(listed, make_replay())
 
         # The next save clears away what the dead process left.
         store, again = open_store(run_dir), make_replay()

@@ -27,6 +27,7 @@ from algd.training.durable_files import (
     DamagedFileError,
     make_directory,
     read_verified,
+    record_of,
     remove_directory,
     remove_unfinished,
     sync_directory,
@@ -91,11 +92,10 @@ class CheckpointStore:
 
         Args:
             step: environment steps so far, >= 0.
-            tree: as ``encode_tree`` accepts.
 
         Raises:
             CheckpointError: the disk is full or not writable; earlier checkpoints are untouched.
-            TypeError: the tree holds something that cannot be saved.
+            TypeError: the tree holds something that ``encode_tree`` refuses.
         """
         if keep < 1:
             raise ValueError(f"keep must be >= 1, got {keep}")
@@ -207,7 +207,9 @@ class CheckpointStore:
         temporary = path.with_name(TEMPORARY_PREFIX + path.name)
         try:
             temporary.mkdir()
-            records = {name: write_durably(temporary / name, data) for name, data in files.items()}
+            for name, data in files.items():
+                write_durably(temporary / name, data)
+            records = {name: record_of(data) for name, data in files.items()}
             manifest = Manifest(step, self.task, records, replay)
             write_durably(temporary / MANIFEST_FILE, manifest.render())
             sync_directory(temporary)

@@ -32,13 +32,12 @@ def record_of(data: bytes | memoryview) -> FileRecord:
     return FileRecord(memoryview(data).nbytes, hashlib.sha256(data).hexdigest())
 
 
-def write_durably(path: Path, data: bytes | memoryview) -> FileRecord:
+def write_durably(path: Path, data: bytes | memoryview) -> None:
     """Write a new file and wait until the device holds it; OSError passes through."""
     with path.open("wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-    return record_of(data)
 
 
 def replace_durably(path: Path, data: bytes | memoryview) -> None:

@@ -157,8 +157,7 @@ def _plain_tensor(value: Tensor, path: str) -> Tensor:
     """Return a dense copy of its own on the CPU."""
     if value.layout is not torch.strided or value.is_meta or value.dtype not in _TENSOR_DTYPES:
         raise TypeError(f"{path}: cannot save a tensor of {value.layout}, {value.dtype}")
-    resolved = value.detach().resolve_conj().resolve_neg()
-    return resolved.to("cpu", copy=True).contiguous()
+    return value.detach().to("cpu", copy=True).contiguous()
 
 
 def _array_tensor(array: np.ndarray, path: str) -> Tensor:
