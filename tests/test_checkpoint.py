@@ -1,7 +1,9 @@
 """A run saved and loaded goes on as if it had never stopped, and only what it needs is kept."""
 
+import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +42,17 @@ from alam.sac import SACAgent, SACConfig
 from algd.diffusion.agent import ALGDAgent, ALGDConfig
 from algd.diffusion.policy import DiffusionPolicyConfig
 from algd.errors import CheckpointError, ConfigError
-from algd.training import durable_files, replay_store
+from algd.training import replay_store
 from algd.training.checkpoint import CheckpointStore, Task, claim_run_dir, require_run_dir
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_waiting() -> Iterator[None]:
+    """No test can cut the power, and hypothesis saves hundreds of times."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        yield
+
 
 MULTIPLIERS = [
     FixedConfig(),
@@ -113,14 +124,6 @@ def test_saving_does_not_move_the_agent_or_alias_its_weights(tmp_path: Path) -> 
     assert not same_bits(agent.state_dict(), before)
 
 
-@pytest.fixture(scope="module")
-def no_waiting() -> Any:
-    """Hypothesis saves thousands of times; durability is another test's business."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(durable_files.os, "fsync", lambda _: None)
-        yield
-
-
 @settings(deadline=None, max_examples=60)
 @given(
     capacity=st.integers(1, 100),
@@ -130,7 +133,6 @@ def no_waiting() -> Any:
 )
 def test_ring_comes_back_whatever_its_size_and_the_moments_of_saving(
     tmp_path_factory: pytest.TempPathFactory,
-    no_waiting: None,
     capacity: int,
     rows_per_segment: int,
     additions: list[tuple[int, bool]],

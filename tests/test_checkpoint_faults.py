@@ -43,6 +43,12 @@ CHECKPOINT_FILES = ["manifest.json", "tensors.safetensors", "tree.json", "replay
 NEWEST = Path("checkpoints") / "step_000000000060"
 
 
+@pytest.fixture(autouse=True)
+def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test can cut the power; that fsync is called in time is a test of its own."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+
+
 @pytest.fixture
 def two_checkpoints(tmp_path: Path) -> tuple[Path, ReplayBuffer, ReplayBuffer]:
     """Return a run saved at steps 40 and 60, and the replay it had at each."""
