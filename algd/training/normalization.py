@@ -29,8 +29,10 @@ class RunningNormalizer:
         batch = obs.astype(np.float64)
         total = self.count + len(batch)
         delta = batch.mean(0) - self.mean
-        self.sum_squares += ((batch - batch.mean(0)) ** 2).sum(0)
-        self.sum_squares += delta**2 * self.count * len(batch) / total
+        within = ((batch - batch.mean(0)) ** 2).sum(0)
+        between = delta**2 * self.count * len(batch) / total
+        # A new array: states handed out or loaded before share nothing with later statistics.
+        self.sum_squares = self.sum_squares + within + between
         self.mean = self.mean + delta * len(batch) / total
         self.count = total
         self._refresh()
