@@ -93,7 +93,6 @@ class EnsembleMLP(nn.Module):
         blocks = weight.split(self.parts, dim=-2)
         ensemble = weight.shape[:-2]
         width = weight.shape[-1]
-        total = bias
         if all(x.shape[:-1] == leading for x in inputs):
             flat = torch.cat(inputs, dim=-1).flatten(0, -2)
             if ensemble:
