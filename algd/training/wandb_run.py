@@ -222,12 +222,14 @@ class WandbRun:
                 ),
             )
 
+        wandb.setup(wandb.Settings(silent=True))  # the login, before a run has its own settings
         try:
             run = start(mode)
         except Exception as error:
             if mode == "offline":
                 raise
             _log.warning("W&B: %s; recording offline instead", _first_line(error))
+            wandb.teardown()  # else the attempt still holds the run's id
             run = start("offline")
         # No row ever carries W&B's own step: it must not go back, and rows that do are dropped.
         run.define_metric("env_step")
