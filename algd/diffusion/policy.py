@@ -168,8 +168,6 @@ class DiffusionPolicy(nn.Module):
         steps = self.schedule.num_steps
         keep = steps if gradient_steps is None else min(gradient_steps, steps)
         for step in reversed(range(steps)):
-            if step == keep - 1:
-                latent = latent.detach()
             level = torch.full(
                 latent.shape[:-1], self.schedule.inference_levels[step], device=latent.device
             )

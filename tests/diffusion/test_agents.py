@@ -327,6 +327,43 @@ def test_best_of_several_candidates_has_the_lowest_energy():
     torch.testing.assert_close(best, energy.amin(0))
 
 
+@pytest.mark.parametrize("policy", POLICIES)
+def test_replay_signal_is_the_violation_of_replayed_actions(policy):
+    agent = agent_of(POLICIES[policy], ScalarDualConfig(signal="replay"))
+    batch = next(batches())
+    reported = agent.update(batch)["train/violation"].item()
+    # The critics have moved before the multiplier reads them, their targets only after.
+    q_cost = agent.critics.q_cost(batch.obs, batch.action)
+    assert reported == pytest.approx(agent.constraint.violation(q_cost).mean().item(), rel=1e-5)
+
+
+def test_scale_of_the_energy_is_probed_over_the_whole_box(monkeypatch):
+    agent, probed = agent_of(), []
+    settings = agent.config.policy.temperature
+    evaluate = agent.evaluate
+
+    def recording(obs, action):
+        if action.shape == (settings.probe_actions, settings.probe_states, ACTION_DIM):
+            probed.append(action)
+        return evaluate(obs, action)
+
+    monkeypatch.setattr(agent, "evaluate", recording)
+    train(agent, 40)
+    actions = torch.stack(probed)
+    assert len(actions) == 40
+    assert actions.mean().item() == pytest.approx(0.0, abs=0.05)
+    assert actions.std().item() == pytest.approx(3**-0.5, rel=0.05)
+
+
+def test_diffusion_policy_moves_at_its_interval_alone():
+    agent, source = agent_of(small_diffusion(update_interval=3)), batches()
+    for step in range(1, 7):
+        before = copy.deepcopy(agent.policy.state_dict())
+        train(agent, 1, source)
+        after = agent.policy.state_dict()
+        assert any(not torch.equal(before[k], after[k]) for k in before) == (step % 3 == 0)
+
+
 def test_policy_loss_leaves_no_gradient_in_critics_or_multiplier():
     agent, batch = agent_of(), next(batches())
     noise = torch.randn(agent.policy.num_loss_noises(), ROWS, ACTION_DIM)

@@ -270,6 +270,26 @@ def test_chain_gradient_is_that_of_energy_over_temperature():
         torch.testing.assert_close(gradient, expected)
 
 
+def gradients(policy: DiffusionPolicy) -> list[torch.Tensor]:
+    return list(torch.autograd.grad(loss_of(policy).loss, list(policy.parameters())))
+
+
+def test_score_term_adds_its_own_gradient_and_none_through_its_training_points():
+    both = gradients(policy_of(chain_coef=1.0, score_coef=2.0))
+    chain = gradients(policy_of(chain_coef=1.0, score_coef=0.0))
+    score = gradients(policy_of(chain_coef=0.0, score_coef=2.0))
+    for total, first, second in zip(both, chain, score, strict=True):
+        torch.testing.assert_close(total, first + second, rtol=1e-4, atol=1e-6)
+
+
+def test_chain_term_is_cut_to_the_configured_steps():
+    # The embeddings of levels that are cut off get no gradient.
+    for steps, reached in ((None, 10), (3, 3), (1, 1)):
+        policy = policy_of(score_coef=0.0, chain_steps=steps)
+        (slope,) = torch.autograd.grad(loss_of(policy).loss, policy.network.embedding)
+        assert (slope.abs().sum(1) > 0).tolist() == [level < reached for level in range(10)]
+
+
 @pytest.mark.parametrize("estimator", ["target", "denoising", "mixed"])
 def test_score_term_regresses_to_a_detached_target(estimator):
     slope = torch.tensor(1.5, requires_grad=True)
