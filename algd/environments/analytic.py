@@ -4,6 +4,8 @@ AnalyticBandit1-v0 .. AnalyticBandit8-v0
     optimum and multiplier in closed form; solver ``algd.analysis.bandit_solution``
     AnalyticIslands1-v0, AnalyticIslands2-v0
         density and island masses in closed form; solver ``algd.analysis.islands_solution``
+    AnalyticFinite-v0
+        five states; multipliers by linear programme; solver ``algd.analysis.finite_solution``
 """
 
 from __future__ import annotations
@@ -42,6 +44,11 @@ ANALYTIC_TASKS: tuple[AnalyticTask, ...] = (
             kwargs={"action_dim": action_dim},
         )
         for action_dim in (1, 2)
+    ),
+    AnalyticTask(
+        env_id="AnalyticFinite-v0",
+        entry_point="algd.environments.analytic_finite:FiniteEnv",
+        horizon=50,
     ),
 )
 
