@@ -6,6 +6,8 @@ AnalyticBandit1-v0 .. AnalyticBandit8-v0
         density and island masses in closed form; solver ``algd.analysis.islands_solution``
     AnalyticFinite-v0
         five states; multipliers by linear programme; solver ``algd.analysis.finite_solution``
+    AnalyticCorridor-v0
+        steering around an obstacle; solver ``algd.analysis.corridor_solution``
 """
 
 from __future__ import annotations
@@ -49,6 +51,11 @@ ANALYTIC_TASKS: tuple[AnalyticTask, ...] = (
         env_id="AnalyticFinite-v0",
         entry_point="algd.environments.analytic_finite:FiniteEnv",
         horizon=50,
+    ),
+    AnalyticTask(
+        env_id="AnalyticCorridor-v0",
+        entry_point="algd.environments.analytic_corridor:CorridorEnv",
+        horizon=40,
     ),
 )
 
