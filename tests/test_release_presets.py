@@ -462,8 +462,7 @@ def test_targets_move_by_a_two_hundredth_every_second_update() -> None:
         )
         return torch.cat([p.detach().flatten() for m in modules for p in m.parameters()])
 
-    start = flat(agent.critics, "target")
-    for expected_moves in (0, 1, 1, 2):
+    for _ in range(4):
         before = flat(agent.critics, "target")
         agent.update(batch_of())
         after, online = flat(agent.critics, "target"), flat(agent.critics, "online")
@@ -472,9 +471,6 @@ def test_targets_move_by_a_two_hundredth_every_second_update() -> None:
         else:
             torch.testing.assert_close(after, before + 0.005 * (online - before))
             assert not torch.equal(after, before)
-        moves = agent.num_updates // 2
-        assert moves == expected_moves
-    assert not torch.equal(flat(agent.critics, "target"), start)
 
 
 # ---- multiplier
