@@ -9,8 +9,6 @@ rule in each dimension: exact to rounding but for the kink of the cost and the e
 where the error is of the order of the spacing squared). The constraint enters through z alone.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 

@@ -5,8 +5,6 @@ its multipliers, for the state-wise constraint on the immediate cost and for the
 the temperature falls they tend to the linear programmes of ``algd.analysis.finite_solution``.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 import numpy as np

@@ -16,8 +16,6 @@ sum x (reward - lambda(s) (cost - limit)) and each dual is lambda(s) itself, in 
 cost, whatever the law of the first state; no division by x(s) is due.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

@@ -5,8 +5,6 @@ infeasible set forbidden) for ``boltzmann_density``, the multiplier that a polic
 temperature needs, and closed forms at the task's own ``reward_temperature``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from math import erf, sqrt
 

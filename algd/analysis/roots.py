@@ -3,8 +3,6 @@
 In: a vectorised decreasing function of the multiplier. Out: its non-negative roots.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

@@ -10,8 +10,6 @@ AnalyticBandit1-v0 .. AnalyticBandit8-v0
         steering around an obstacle; solver ``algd.analysis.corridor_solution``
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Any
 

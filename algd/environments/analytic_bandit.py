@@ -5,8 +5,6 @@ and ``BanditEnv`` (the same numbers as a Gymnasium environment). What a policy a
 should reach is computed in ``algd.analysis.bandit_solution``.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

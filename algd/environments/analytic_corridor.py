@@ -5,8 +5,6 @@ In: nothing but the seed. Out: ``CorridorTask`` (geometry, dynamics, reward) and
 return are in ``algd.analysis.corridor_solution``.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -5,8 +5,6 @@ actions) and ``FiniteEnv`` (the same as a Gymnasium environment). Optimal values
 hard and at a temperature, are in ``algd.analysis.finite_solution`` and ``finite_soft_solution``.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -5,8 +5,6 @@ In: an action dimension, 1 or 2. Out: ``IslandsTask`` (mathematics, vectorised) 
 multipliers are in ``algd.analysis.islands_solution``.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

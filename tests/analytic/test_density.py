@@ -11,6 +11,7 @@ from algd.analysis.density import (
     box_grid,
     cell_masses,
     grid_points,
+    sliced_wasserstein1,
     total_variation,
     total_variation_floor,
     trapezoid_weights,
@@ -107,6 +108,17 @@ def test_wasserstein_of_a_point_to_the_uniform_law():
     grid = box_grid(1, 101, low=0.0, high=1.0)
     assert wasserstein1_1d([0.5], np.ones(101), grid) == pytest.approx(0.25)
     assert wasserstein1_1d([2.0], np.ones(101), grid) == pytest.approx(1.5)
+
+
+def test_sliced_wasserstein_of_a_shift_and_of_the_law_itself():
+    grid = box_grid(2, 101)
+    density = boltzmann_density(lambda a: np.square(a).sum(-1), grid, 0.02)
+    exact = 0.1 * np.random.default_rng(0).standard_normal((40_000, 2))
+    assert sliced_wasserstein1(exact, density, grid) < 2e-3
+    # A shift by 0.3 along the first axis projects to 0.3 |cos|, whose mean is 2 / pi.
+    shifted = exact + np.array([0.3, 0.0])
+    expected = 0.3 * 2 / np.pi
+    assert sliced_wasserstein1(shifted, density, grid) == pytest.approx(expected, abs=2e-3)
 
 
 def test_unusable_input_is_refused():
