@@ -1,8 +1,8 @@
 """Densities on grids of one or two dimensions, and how far samples are from them.
 
 In: an energy or a density on a grid of actions, and samples. Out: the exact Boltzmann density,
-total variation, (sliced) Wasserstein-1. A grid is a tuple of increasing axes, one per action dimension;
-a density on it has one entry per node and integrates to 1 by the trapezoid rule.
+total variation, Wasserstein-1. A grid is a tuple of increasing axes, one per action dimension; a
+density on it has one entry per node and integrates to 1 by the trapezoid rule.
 """
 
 from collections.abc import Callable
