@@ -5,6 +5,7 @@ episodes.csv, checkpoints, videos. Every number in metrics.csv follows from conf
 wall-clock quantities are kept elsewhere.
 """
 
+import logging
 import math
 import signal
 import time
@@ -29,6 +30,9 @@ from algd.training.normalization import RunningNormalizer
 
 if TYPE_CHECKING:
     from algd.experiments.config import ExperimentConfig
+
+
+_log = logging.getLogger("algd")
 
 
 @dataclass(frozen=True)
@@ -459,21 +463,33 @@ class Trainer:
         """Video, summary table, final records."""
         config = self.config
         if config.evaluation.video:
+            self._record_video()
+        rows = {"start": self.evaluations[0], "best safe": self.best_safe}
+        rows["last"] = self.evaluations[-1]
+        if self.best_safe is not None:
+            newest = max((self.run_dir / "policies" / "best_safe").glob("step_*"))
+            step = int(self.best_safe["env_step"])
+            self.tracker.model_artifact(newest, ["best-safe"], step)
+        self.tracker.finish({name: row for name, row in rows.items() if row is not None})
+        print_summary(config, rows, self.run_dir)
+
+    def _record_video(self) -> None:
+        """Write final.mp4; what cannot be rendered here is one line and no video."""
+        try:
             path = record_video(
                 self.agent,
                 self.normalizer,
-                config.env,
+                self.config.env,
                 self.run_dir / "videos" / "final.mp4",
-                mode=config.evaluation.mode,
-                seed=config.seed,
-                max_steps=config.evaluation.video_steps,
+                mode=self.config.evaluation.mode,
+                seed=self.config.seed,
+                max_steps=self.config.evaluation.video_steps,
             )
-            if path is not None:
-                self.tracker.video(path, self.env_step)
-        rows = {"start": self.evaluations[0], "best safe": self.best_safe}
-        rows["last"] = self.evaluations[-1]
-        self.tracker.finish({name: row for name, row in rows.items() if row is not None})
-        print_summary(config, rows, self.run_dir)
+        except EnvironmentFault as fault:
+            _log.warning("no video: %s", fault)
+            return
+        if path is not None:
+            self.tracker.video(path, self.env_step)
 
 
 def _episode_row(episode: Any) -> dict[str, float | int | bool]:
@@ -526,6 +542,7 @@ def train(config: "ExperimentConfig", run_dir: Path) -> None:
     from algd.experiments.config import dump_yaml
     from algd.training.checkpoint import claim_run_dir
 
+    make_env(config.env).close()  # what cannot be made is said before a directory is claimed
     claim_run_dir(run_dir)
     (run_dir / "config.yaml").write_text(dump_yaml(config))
     Trainer(config, run_dir).run()
