@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from alam.replay import ReplayBuffer
-from alam.types import Metrics
+from alam.types import Batch, Metrics
 from algd.environments.make import make_env
 from algd.environments.vector import make_vector_env
 from algd.errors import ConfigError, EnvironmentFault, UserError
@@ -44,6 +44,7 @@ class TrainConfig:
         the untrained ``policy``.
     updates_per_step: gradient steps per environment step, may be a fraction.
     initial_updates_per_step, initial_steps: another pace for the first steps (null, 0: none).
+    reward_scale: multiplies rewards before the critics see them; reported returns are not scaled.
     normalize_obs: running normalisation of observations, saved with the policy.
     log_interval, checkpoint_interval: steps between rows of metrics.csv, between checkpoints.
     device: ``auto`` takes CUDA when present. num_threads: of torch on a CPU; more than 1 is slower
@@ -58,6 +59,7 @@ class TrainConfig:
     updates_per_step: float = 1.0
     initial_updates_per_step: float | None = None
     initial_steps: int = 0
+    reward_scale: float = 1.0
     normalize_obs: bool = False
     log_interval: int = 1_000
     checkpoint_interval: int = 10_000
@@ -79,6 +81,8 @@ class TrainConfig:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        if not 0 < self.reward_scale < float("inf"):
+            raise ValueError(f"reward_scale must be positive, got {self.reward_scale}")
         for name in ("learning_starts", "updates_per_step", "initial_steps"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
@@ -294,14 +298,21 @@ class Trainer:
         self.update_credit += pace * self.env.num_envs
         while self.update_credit >= 1.0:
             self.update_credit -= 1.0
-            batch = self.replay.sample(config.batch_size, self.sampling)
-            if self.normalizer is not None:
-                batch = batch._replace(
-                    obs=self.normalizer.normalize_tensor(batch.obs),
-                    next_obs=self.normalizer.normalize_tensor(batch.next_obs),
-                )
-            self.window.add(self.agent.update(batch))
+            self.window.add(self.agent.update(self._sample_batch()))
             self.num_updates += 1
+
+    def _sample_batch(self) -> Batch:
+        """Draw a batch as the agent sees it: rewards scaled, observations normalised."""
+        config = self.config.train
+        batch = self.replay.sample(config.batch_size, self.sampling)
+        if config.reward_scale != 1.0:
+            batch = batch._replace(reward=config.reward_scale * batch.reward)
+        if self.normalizer is not None:
+            batch = batch._replace(
+                obs=self.normalizer.normalize_tensor(batch.obs),
+                next_obs=self.normalizer.normalize_tensor(batch.next_obs),
+            )
+        return batch
 
     def _due(self, interval: int) -> bool:
         """True at multiples of the interval, at the start, and at the end."""

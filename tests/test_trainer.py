@@ -1,0 +1,169 @@
+"""The training loop: repeatable, resumable, any combination, one line for what breaks."""
+
+import csv
+import itertools
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+
+import algd
+from alam.multiplier import MULTIPLIERS
+from algd.environments.make import make_env
+from algd.errors import ConfigError, EnvironmentFault
+from algd.experiments.config import load_config
+from algd.training.trainer import Interrupted, Trainer, resume, train
+
+TINY = {
+    "env.id": "AnalyticBandit2-v0",
+    "constraint.cost_limit": 0.5,
+    "policy.hidden": [16, 16],
+    "critics.hidden": [16, 16],
+    "critics.num_cost_critics": 2,
+    "train.total_steps": 200,
+    "train.learning_starts": 50,
+    "train.batch_size": 16,
+    "train.log_interval": 50,
+    "train.checkpoint_interval": 100,
+    "evaluation.interval": 100,
+    "evaluation.episodes": 2,
+    "evaluation.video": False,
+    "tracking.wandb": "disabled",
+    "tracking.progress": False,
+}
+POLICIES = {
+    "gaussian": {"policy.kind": "gaussian"},
+    "ve": {"policy.schedule": {"kind": "ve", "num_train_timesteps": 3}},
+    "vp": {"policy.schedule": {"kind": "vp", "num_train_timesteps": 3}},
+    "release_vesde": {"policy.kind": "release", "policy.variant": "vesde"},
+    "release_ddpm": {"policy.kind": "release", "policy.variant": "ddpm"},
+}
+
+
+def run(directory: Path, **changes: object) -> Path:
+    overrides = TINY | {name.replace("__", "."): value for name, value in changes.items()}
+    train(load_config([], overrides), directory)
+    return directory
+
+
+def rows(directory: Path) -> list[dict[str, str]]:
+    with (directory / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize(
+    ("policy", "multiplier"), list(itertools.product(POLICIES, MULTIPLIERS)), ids="-".join
+)
+def test_every_combination_trains_200_steps(tmp_path: Path, policy: str, multiplier: str) -> None:
+    overrides = TINY | POLICIES[policy] | {"multiplier.kind": multiplier}
+    train(load_config([], overrides), tmp_path / "run")
+    last = rows(tmp_path / "run")[-1]
+    assert int(last["env_step"]) == 200
+    assert float(last["train/num_updates"]) == 151
+    assert np.isfinite(float(last["eval/return"]))
+
+
+@pytest.mark.parametrize("policy", ["gaussian", "ve"])
+def test_same_config_and_seed_give_the_same_bytes(tmp_path: Path, policy: str) -> None:
+    first = run(tmp_path / "a", **POLICIES[policy])
+    second = run(tmp_path / "b", **POLICIES[policy])
+    other = run(tmp_path / "c", seed=1, **POLICIES[policy])
+    for name in ("metrics.csv", "episodes.csv"):
+        assert (first / name).read_bytes() == (second / name).read_bytes()
+        assert (first / name).read_bytes() != (other / name).read_bytes()
+
+
+def test_evaluation_frequency_does_not_change_training(tmp_path: Path) -> None:
+    often = run(tmp_path / "a", evaluation__interval=20)
+    rarely = run(tmp_path / "b", evaluation__interval=200)
+    assert (often / "episodes.csv").read_bytes() == (rarely / "episodes.csv").read_bytes()
+    assert rows(often)[-1]["loss/policy"] == rows(rarely)[-1]["loss/policy"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"policy.kind": "gaussian", "train.normalize_obs": True, "train.reward_scale": 2.0},
+        {"env.num_envs": 3, "multiplier.kind": "scalar_pid", "train.updates_per_step": 0.4},
+    ],
+    ids=["gaussian-normalised", "diffusion-vector-pid"],
+)
+def test_resume_gives_the_same_bytes_as_an_undisturbed_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, object]
+) -> None:
+    task = {"env.id": "AnalyticCorridor-v0", "constraint.cost_limit": 2.0}
+    overrides = TINY | task | changes
+    whole = tmp_path / "whole"
+    train(load_config([], overrides), whole)
+    broken = tmp_path / "broken"
+    config = load_config([], overrides)
+    original = Trainer._step_environment
+
+    def stop_at_130(trainer: Trainer) -> None:
+        original(trainer)
+        if trainer.env_step >= 130:
+            trainer.stop.signal_number = 2
+
+    monkeypatch.setattr(Trainer, "_step_environment", stop_at_130)
+    with pytest.raises(Interrupted, match="stopped at step 13"):
+        train(config, broken)
+    monkeypatch.setattr(Trainer, "_step_environment", original)
+    resume(broken)
+    for name in ("metrics.csv", "episodes.csv"):
+        assert (whole / name).read_bytes() == (broken / name).read_bytes()
+
+
+def test_loaded_policy_acts_in_the_box_of_the_environment(tmp_path: Path) -> None:
+    policy = algd.load(run(tmp_path / "run", train__normalize_obs=True))
+    env = make_env("AnalyticBandit2-v0")
+    obs, _ = env.reset(seed=0)
+    action = policy.act(obs)
+    assert action.shape == (2,)
+    assert np.all(np.abs(action) <= 1)
+    assert np.array_equal(action, policy.act(obs))
+    assert policy.act(np.stack([obs, obs]), deterministic=False).shape == (2, 2)
+    with pytest.raises(ValueError, match=r"obs must have shape \(1,\) or \(N, 1\), got \(3,\)"):
+        policy.act(np.zeros(3))
+
+
+def test_unknown_environment_leaves_no_directory(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="AnalyticBandit2-v0"):
+        run(tmp_path / "run", env__id="AnalyticBandt2-v0")
+    assert not (tmp_path / "run").exists()
+
+
+def test_directory_of_a_run_is_not_overwritten(tmp_path: Path) -> None:
+    run(tmp_path / "run")
+    with pytest.raises(ConfigError, match="already holds a run"):
+        run(tmp_path / "run")
+
+
+class BreaksAtStep(gymnasium.Env):
+    """Returns a NaN reward in its 120th step; ``make_env`` takes the first to see the cost."""
+
+    observation_space = gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float32)
+    action_space = gymnasium.spaces.Box(-1.0, 1.0, (1,), np.float32)
+    steps = 0
+
+    def __init__(self, render_mode: str | None = None) -> None:
+        self.render_mode = render_mode
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        self.steps += 1
+        reward = float("nan") if self.steps == 120 else 0.0
+        return np.zeros(2, np.float32), reward, False, False, {"cost": 0.0}
+
+
+def test_nan_reward_stops_with_step_and_environment_and_keeps_a_checkpoint(tmp_path: Path) -> None:
+    gymnasium.register("BreaksAtStep-v0", BreaksAtStep, max_episode_steps=30)
+    directory = tmp_path / "run"
+    with pytest.raises(
+        EnvironmentFault, match="reward is nan at step 29 .*stopped at step 118, checkpoint"
+    ):
+        run(directory, env__id="BreaksAtStep-v0", evaluation__interval=200)
+    assert algd.load(directory).env_step == 118
