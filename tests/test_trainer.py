@@ -163,7 +163,7 @@ def test_nan_reward_stops_with_step_and_environment_and_keeps_a_checkpoint(tmp_p
     gymnasium.register("BreaksAtStep-v0", BreaksAtStep, max_episode_steps=30)
     directory = tmp_path / "run"
     with pytest.raises(
-        EnvironmentFault, match="reward is nan at step 29 .*stopped at step 118, checkpoint"
+        EnvironmentFault, match=r"reward is nan at step 29 .*stopped at step 118, checkpoint"
     ):
         run(directory, env__id="BreaksAtStep-v0", evaluation__interval=200)
     assert algd.load(directory).env_step == 118
