@@ -5,6 +5,11 @@ where pytest arrives before it collects anything.
 """
 
 import os
+import signal
+
+# A job started in the background by a shell ignores Ctrl-C, and so would the programs under test.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 os.environ["OMP_NUM_THREADS"] = "1"  # read once, when torch is imported
 os.environ["WANDB_MODE"] = "disabled"  # a developer's login must not turn tests into uploads
