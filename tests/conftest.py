@@ -17,8 +17,13 @@ os.environ["WANDB_SILENT"] = "true"
 
 from pathlib import Path
 
+import hypothesis
 import jaxtyping
 import pytest
+
+# A deadline per example measures how busy the machine is.
+hypothesis.settings.register_profile("algd", deadline=None)
+hypothesis.settings.load_profile("algd")
 
 jaxtyping.install_import_hook(["alam", "algd"], "shape_checks.check")
 
