@@ -19,8 +19,9 @@ from algd.environments.make import EnvConfig
 from algd.errors import EnvironmentFault
 from algd.experiments import cli, doctor
 from algd.experiments.arguments import Override, split_overrides
-from algd.experiments.cli import default_run_dir, main
+from algd.experiments.cli import main
 from algd.experiments.config import ExperimentConfig, dump_yaml, load_config
+from algd.experiments.verbs.train import default_run_dir
 from algd.experiments.yaml_files import list_presets, parse_yaml
 from algd.training import evaluation, trainer
 from algd.training.trainer import Interrupted
@@ -418,8 +419,15 @@ def test_doctor_gives_the_exit_code_of_the_examination(
     assert main(["doctor"]) == code
 
 
-def test_verbs_are_those_that_help_names() -> None:
-    assert list(cli._VERBS) == ["train", "evaluate", "check-env", "doctor", "presets"]
+@pytest.mark.parametrize("verb", cli._VERBS)
+def test_every_verb_that_help_names_explains_itself(
+    verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        assert main([verb, "--help"]) == 0
+    except SystemExit as stop:  # argparse's own way out
+        assert stop.code == 0
+    assert f"algd {verb}" in capsys.readouterr().out
 
 
 # ---- as a user meets it

@@ -6,9 +6,12 @@ In: argument lists. Out: the part for argparse, and overrides of configuration k
 import argparse
 import difflib
 from collections.abc import Sequence
-from typing import Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from algd.errors import ConfigError, UserError
+
+if TYPE_CHECKING:
+    from algd.experiments.config import ExperimentConfig
 
 _MAX_SEED = 2**32 - 1
 _SURELY_MEANT = 0.85  # similarity above which an option is a slip and no configuration key
@@ -72,6 +75,20 @@ def split_overrides(
         else:
             raise ConfigError(f"command line: {option} has no value; write {option}=VALUE")
     return known, overrides
+
+
+def load_overridden(names: Sequence[str], overrides: Sequence[Override]) -> "ExperimentConfig":
+    """Return the configuration of presets or files, later ones winning, and overrides on top."""
+    from algd.experiments.config import COMMAND_LINE, load_config
+    from algd.experiments.yaml_files import parse_yaml
+
+    given = {
+        override.option.removeprefix("--"): parse_yaml(
+            override.text, f"{COMMAND_LINE}: {override.option}", numbered=False
+        )
+        for override in overrides
+    }
+    return load_config(names, given)
 
 
 def positive_int(text: str) -> int:

@@ -1,0 +1,107 @@
+"""`algd train`: start a run from configurations and overrides, or continue one."""
+
+import argparse
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from algd.experiments.arguments import Override, VerbParser, load_overridden, split_overrides
+
+if TYPE_CHECKING:
+    from algd.experiments.config import ExperimentConfig
+
+_MAX_HELP_WIDTH = 100
+
+
+def run(arguments: list[str]) -> int:
+    """Train a policy, or continue a run."""
+    parser = VerbParser(
+        "train",
+        usage="algd train CONFIG... [--KEY=VALUE ...] [--run-dir DIR]\n"
+        "       algd train --resume RUN_DIR",
+        description="Train a policy. CONFIG is a YAML file or the name of a preset (algd presets); "
+        "of several,\nlater ones win over earlier ones, and --KEY=VALUE over all of them.",
+        add_help=False,
+    )
+    parser.add_argument("configs", nargs="*", metavar="CONFIG", help=argparse.SUPPRESS)
+    parser.add_argument("-h", "--help", action="store_true", help="show this and every key")
+    parser.add_argument("--run-dir", type=Path, metavar="DIR", help="where the run is written")
+    parser.add_argument("--resume", type=Path, metavar="RUN_DIR", help="continue a run")
+    known, overrides = split_overrides(
+        arguments, flags=("--help",), with_value=("--run-dir", "--resume")
+    )
+    options = parser.parse_args(known)
+    if options.help:
+        _print_train_help(parser)
+        return 0
+    if options.resume is not None:
+        if options.configs or overrides or options.run_dir is not None:
+            parser.error("--resume takes its configuration from the run and nothing else")
+        return _resume(options.resume)
+    if not options.configs:
+        parser.error("no CONFIG given; `algd presets` lists the shipped ones")
+    return _start(options.configs, overrides, options.run_dir)
+
+
+def _print_train_help(parser: argparse.ArgumentParser) -> None:
+    from algd.experiments.config import ExperimentConfig
+    from algd.experiments.reference import config_reference
+
+    width = min(_MAX_HELP_WIDTH, shutil.get_terminal_size().columns - 2)
+    print(parser.format_help())
+    print(
+        "configuration keys (values are written as in YAML: 3e-4, true, null, [64, 64]):\n\n"
+        + config_reference(ExperimentConfig, width=width)
+    )
+
+
+def _start(configs: list[str], overrides: list[Override], given: Path | None) -> int:
+    config = load_overridden(configs, overrides)
+    from algd.training.trainer import train
+
+    run_dir = default_run_dir(config) if given is None else given
+    print(f"run directory: {run_dir}", flush=True)
+    return _until_stopped(lambda: train(config, run_dir))
+
+
+def _resume(run_dir: Path) -> int:
+    from algd.training.run_directory import require_run_dir
+
+    require_run_dir(run_dir)
+    from algd.training.trainer import resume
+
+    return _until_stopped(lambda: resume(run_dir))
+
+
+def _until_stopped(work: Callable[[], None]) -> int:
+    """Run ``work``; where a signal stops it after a checkpoint, say how to go on."""
+    from algd.training.trainer import Interrupted
+
+    try:
+        work()
+    except Interrupted as stop:
+        command = f"algd train --resume {shlex.quote(str(stop.run_dir))}"
+        print(
+            f"algd: stopped at step {stop.env_step}, checkpoint written; continue with: {command}",
+            file=sys.stderr,
+        )
+        return 128 + stop.signal_number
+    return 0
+
+
+def default_run_dir(config: "ExperimentConfig", *, root: Path = Path("runs")) -> Path:
+    """Return a name that no directory has yet: environment, policy, multiplier, seed, time."""
+    env_id = "".join(c if c.isalnum() or c in "-_." else "_" for c in config.env.id)
+    stem = (
+        f"{env_id}-{config.policy.kind}-{config.multiplier.kind}-s{config.seed}-"
+        f"{time.strftime('%Y%m%d-%H%M%S')}"
+    )
+    path, number = root / stem, 1
+    while path.exists():
+        number += 1
+        path = root / f"{stem}-{number}"
+    return path
