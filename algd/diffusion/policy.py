@@ -185,7 +185,8 @@ class DiffusionPolicy(nn.Module):
 
     def mode(self, obs: Float[Tensor, "B O"]) -> Float[Tensor, "B A"]:
         """Return the action of the noise-free chain from the centre of the prior."""
-        noise = obs.new_zeros(self.num_noises, len(obs), self.action_dim)
+        # shape[0], not len: an exporter keeps it variable.
+        noise = obs.new_zeros(self.num_noises, obs.shape[0], self.action_dim)
         return self.sample(obs, noise)
 
     def num_loss_noises(self) -> int:

@@ -165,12 +165,13 @@ class ReleasePolicy(nn.Module):
         self, obs: Float[Tensor, "B O"], noise: Float[Tensor, "K B A"]
     ) -> Float[Tensor, "B A"]:
         """Return actions in (-1, 1)."""
-        level = torch.zeros(len(obs), dtype=torch.long, device=obs.device)
+        level = torch.zeros(obs.shape[0], dtype=torch.long, device=obs.device)
         return self.rollout(obs, noise, level)[0]
 
     def mode(self, obs: Float[Tensor, "B O"]) -> Float[Tensor, "B A"]:
         """Return the action of the noise-free chain from latent 0."""
-        return self.sample(obs, obs.new_zeros(self.num_noises, len(obs), self.action_dim))
+        noise = obs.new_zeros(self.num_noises, obs.shape[0], self.action_dim)
+        return self.sample(obs, noise)
 
     def score_target(
         self,

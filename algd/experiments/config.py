@@ -33,6 +33,7 @@ COMMAND_LINE = "command line"
 _MAX_SEED = 2**32 - 1  # what numpy's generators take
 
 PolicyConfig = DiffusionPolicyConfig | ReleasePolicyConfig | GaussianPolicyConfig
+TrainedAgent = SACAgent | ALGDAgent
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def make_agent(
     action_dim: int,
     episode_length: int,
     device: torch.device | str,
-) -> SACAgent | ALGDAgent:
+) -> TrainedAgent:
     """Build the agent of a configuration.
 
     Args:

@@ -1,6 +1,6 @@
-"""Load a trained policy from a run directory.
+"""Load a trained policy from a run directory, an exported directory or the Hugging Face hub.
 
-In: a run directory. Out: an object whose ``act`` takes raw observations of the environment and
+In: where it is. Out: an object whose ``act`` takes raw observations of the environment and
 returns actions in the environment's own box.
 """
 
@@ -10,42 +10,40 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from alam.types import Agent
 from algd.training.checkpoint import CheckpointStore
 from algd.training.normalization import RunningNormalizer
 
 if TYPE_CHECKING:
-    from algd.experiments.config import ExperimentConfig
+    from algd.experiments.config import ExperimentConfig, TrainedAgent
+
+HUB_PREFIX = "hf://"
 
 
 class LoadedPolicy:
     """A trained agent with its normaliser and action box.
 
-    Attributes: ``config`` the resolved experiment, ``env_step`` the step it was saved at, ``agent``
-    (normalised observations in, actions in [-1, 1] out) and ``normalizer``.
+    Attributes: ``config`` the resolved experiment, ``task`` the widths and bounds it was trained
+    for, ``env_step`` the step it was saved at, ``agent`` (normalised observations in, actions in
+    [-1, 1] out) and ``normalizer``. Built with fresh weights; whoever builds it loads them.
     """
 
-    def __init__(self, config: "ExperimentConfig", state: dict[str, Any]) -> None:
+    def __init__(self, config: "ExperimentConfig", task: dict[str, Any]) -> None:
         from algd.experiments.config import make_agent
 
-        task = state["task"]
         self.config = config
+        self.task = task
         self.env_step: int = task["env_step"]
         self.obs_dim: int = task["obs_dim"]
         self.action_low = np.asarray(task["action_low"], dtype=np.float64)
         self.action_high = np.asarray(task["action_high"], dtype=np.float64)
-        self.agent: Agent = make_agent(
+        self.agent: TrainedAgent = make_agent(
             config,
             obs_dim=task["obs_dim"],
             action_dim=task["action_dim"],
             episode_length=task["episode_length"],
             device=torch.device("cpu"),
         )
-        self.agent.load_state_dict(state["agent"])
         self.normalizer: RunningNormalizer | None = None
-        if state["normalizer"] is not None:
-            self.normalizer = RunningNormalizer(self.obs_dim)
-            self.normalizer.load_state_dict(state["normalizer"])
         self.generator = torch.Generator().manual_seed(config.seed)
 
     def act(self, obs: np.ndarray, *, deterministic: bool = True) -> np.ndarray:
@@ -69,15 +67,35 @@ class LoadedPolicy:
         return action.astype(np.float32).reshape(*array.shape[:-1], -1)
 
 
-def load(run_dir: str | Path, *, policy: str = "latest") -> LoadedPolicy:
-    """Load the ``latest`` checkpoint of a run, or its ``best_safe`` policy.
+def load(source: str | Path, *, policy: str = "latest") -> LoadedPolicy:
+    """Load the policy of a run, an exported one, or one from the Hugging Face hub.
+
+    Args:
+        source: a run directory, a directory that `algd export` wrote, or ``hf://OWNER/NAME``,
+            with ``@REVISION`` if wanted.
+        policy: of a run, the ``latest`` checkpoint or its ``best_safe`` policy.
 
     Raises:
         CheckpointError: no run there, no such policy, or damaged files.
+        UserError: the hub cannot be reached, or has no such policy.
     """
     from algd.experiments.config import load_config
 
-    directory = Path(run_dir)
+    if str(source).startswith(HUB_PREFIX):
+        from algd.training.hub import load_from_hub
+
+        repo, _, revision = str(source).removeprefix(HUB_PREFIX).partition("@")
+        return load_from_hub(repo, revision=revision or None)
+    directory = Path(source)
+    from algd.training.exported import is_export, load_export
+
+    if is_export(directory):
+        return load_export(directory)
     store = CheckpointStore(directory)
     state = store.load() if policy == "latest" else store.load_policy(policy)
-    return LoadedPolicy(load_config([directory / "config.yaml"]), state)
+    loaded = LoadedPolicy(load_config([directory / "config.yaml"]), state["task"])
+    loaded.agent.load_state_dict(state["agent"])
+    if state["normalizer"] is not None:
+        loaded.normalizer = RunningNormalizer(loaded.obs_dim)
+        loaded.normalizer.load_state_dict(state["normalizer"])
+    return loaded
