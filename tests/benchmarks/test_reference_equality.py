@@ -1,0 +1,49 @@
+"""The fast update computes what the plain eager reference computes, from the same noise."""
+
+import pytest
+import torch
+from benchmarks.pairs import (
+    EXACT,
+    agent_of,
+    make_batch,
+    record_gradients,
+    reference_of,
+    tensors_of_agent,
+    tensors_of_reference,
+    to_float64,
+)
+
+
+@pytest.mark.parametrize("preset", EXACT)
+@pytest.mark.usefixtures("float64")
+def test_gradients_of_an_update_equal_those_of_the_reference(preset: str) -> None:
+    agent = to_float64(agent_of(preset))
+    reference = reference_of(preset, agent)
+    of_agent, of_reference = record_gradients(agent), record_gradients(reference)
+    for seed in range(2):
+        batch = make_batch(64, seed=seed)
+        agent.update(batch)
+        reference.update(batch)
+    expected = tensors_of_reference(reference, of_reference.__getitem__)
+    actual = tensors_of_agent(agent, of_agent.__getitem__)
+    assert actual.keys() == expected.keys()
+    assert max(float(value.abs().max()) for value in expected.values()) > 1e-2
+    for name, value in expected.items():
+        torch.testing.assert_close(actual[name], value, rtol=1e-9, atol=1e-9, msg=name)
+
+
+@pytest.mark.parametrize("preset", EXACT)
+def test_float32_parameters_after_ten_updates_equal_those_of_the_reference(preset: str) -> None:
+    agent = agent_of(preset)
+    reference = reference_of(preset, agent)
+    before = {name: value.clone() for name, value in tensors_of_agent(agent).items()}
+    for seed in range(10):
+        batch = make_batch(seed=seed)
+        agent.update(batch)
+        reference.update(batch)
+    expected = tensors_of_reference(reference)
+    actual = tensors_of_agent(agent)
+    for name, value in expected.items():
+        torch.testing.assert_close(actual[name], value, rtol=0.0, atol=1e-5, msg=name)
+    moved = max(float((actual[name] - value).abs().max()) for name, value in before.items())
+    assert moved > 1e-3  # ten steps of Adam at 3e-4
