@@ -43,6 +43,9 @@ _UNSUPPORTED = {
     "Goal tasks",
 }
 
+# Arguments of the package that change what an observation is; the fast path knows flat ones.
+_SLOW_ARGUMENTS = frozenset({"observe_vision", "observation_flatten", "debug"})
+
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -85,6 +88,23 @@ def why_unsupported(env_id: str) -> str | None:
     return next((reason for mark, reason in _UNSUPPORTED.items() if mark in env_id), None)
 
 
+def _builder_class(fast: bool) -> type[Any]:
+    builder: Any = load().builder  # the first thing that says what is not installed
+    if not fast:
+        return builder.Builder
+    from algd.environments.fast.builder import fast_builder_class
+
+    return fast_builder_class()
+
+
+def _world_class(fast: bool, *, textured: bool) -> type[Any]:
+    if not fast:
+        return load().world.World if textured else untextured_world_class()
+    from algd.environments.fast.world import moved_world_class
+
+    return moved_world_class(textured=textured)
+
+
 class NavigationEnv(gymnasium.Env[NDArray[np.float64], NDArray[np.floating[Any]]]):
     """A navigation task with the five-value step of gymnasium and `info["cost"]`.
 
@@ -95,9 +115,15 @@ class NavigationEnv(gymnasium.Env[NDArray[np.float64], NDArray[np.floating[Any]]
     """
 
     def __init__(
-        self, task: SafetyTask, max_episode_steps: int, render_mode: str | None, **kwargs: Any
+        self,
+        task: SafetyTask,
+        max_episode_steps: int,
+        render_mode: str | None,
+        *,
+        fast: bool,
+        **kwargs: Any,
     ) -> None:
-        self._builder = load().builder.Builder(
+        self._builder = _builder_class(fast)(
             task_id=task.id,
             config={"agent_name": task.agent, **kwargs},
             render_mode=render_mode,
@@ -109,7 +135,7 @@ class NavigationEnv(gymnasium.Env[NDArray[np.float64], NDArray[np.floating[Any]]
         inner.num_steps = max_episode_steps
         # With a world present each reset takes the package's path for later resets, so that an
         # episode never depends on whether it is the first of its process.
-        world_class = load().world.World if render_mode else untextured_world_class()
+        world_class = _world_class(fast, textured=render_mode is not None)
         inner.world = world_class(inner.agent, inner._obstacles)
         self.action_space = self._builder.action_space
         self.observation_space = self._builder.observation_space
@@ -204,6 +230,7 @@ def make_safety_env(
     max_episode_steps: int | None = None,
     render_mode: str | None = None,
     kwargs: dict[str, Any] | None = None,
+    fast: bool = True,
 ) -> tuple[NavigationEnv | VelocityEnv, int]:
     """Make a supported task; return it with the steps of an episode.
 
@@ -219,8 +246,11 @@ def make_safety_env(
     steps = max_episode_steps or task.max_episode_steps
     if render_mode is not None:
         require_gl_backend()
-    make = NavigationEnv if task.velocity_version is None else VelocityEnv
+    kwargs = kwargs or {}
     try:
-        return make(task, steps, render_mode, **(kwargs or {})), steps
+        if task.velocity_version is not None:
+            return VelocityEnv(task, steps, render_mode, **kwargs), steps
+        fast = fast and not _SLOW_ARGUMENTS.intersection(kwargs)
+        return NavigationEnv(task, steps, render_mode, fast=fast, **kwargs), steps
     except (TypeError, AssertionError) as error:
         raise EnvironmentFault(f"{env_id} does not accept env.kwargs {kwargs}: {error}") from error

@@ -56,6 +56,7 @@ class SafetyPackage:
     world: Any
     underlying: Any
     base_agent: Any
+    random_generator: Any
     velocity: dict[tuple[str, str], Callable[..., gymnasium.Env[Any, Any]]]
     """Constructors by robot and version, such as ("Hopper", "v1")."""
 
@@ -125,6 +126,7 @@ def _import_task_modules() -> SafetyPackage:
         world=importlib.import_module(f"{_PACKAGE}.world"),
         underlying=importlib.import_module(f"{_PACKAGE}.bases.underlying"),
         base_agent=importlib.import_module(f"{_PACKAGE}.bases.base_agent"),
+        random_generator=importlib.import_module(f"{_PACKAGE}.utils.random_generator"),
         velocity=velocity,
     )
 
