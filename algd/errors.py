@@ -15,3 +15,7 @@ class EnvironmentFault(UserError, RuntimeError):
 
 class CheckpointError(UserError, RuntimeError):
     """A run directory or checkpoint that cannot be written, read or used here."""
+
+
+class DivergenceError(UserError, ArithmeticError):
+    """Training whose weights, gradients or losses are no longer finite numbers."""

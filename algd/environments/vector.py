@@ -36,6 +36,8 @@ class StepResult(NamedTuple):
     truncated: BoolArray
     episodes: list[EpisodeRecord]
     """The episodes that ended in this step, by environment."""
+    dropped: tuple[int, ...] = ()
+    """Environments whose running episode was lost to a crash: of their rows only `obs` counts."""
 
 
 class VectorCostEnv(Protocol):

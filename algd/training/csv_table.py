@@ -7,6 +7,7 @@ exactly, hence equal runs give equal files.
 
 import csv
 import io
+import logging
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ from algd.errors import CheckpointError
 from algd.training.durable_files import replace_durably
 
 STEP = "env_step"
+_log = logging.getLogger("algd")
 
 
 class CsvTable:
@@ -25,14 +27,20 @@ class CsvTable:
         path: the file; created with the first row.
         resume_step: None for a new run. Otherwise rows after this env step are cut off, since the
             resumed run writes them again, and so is a row that a kill left unfinished.
+        keep_refused: hold a row that the disk refuses in memory, say so once, and try again with
+            each later one and in ``flush``.
 
     Raises:
-        CheckpointError: the file exists though the run is new, or cannot be read or written; a
-            failed write leaves the file as it was.
+        CheckpointError: the file exists though the run is new, or cannot be read or written, or was
+            deleted under the run; a failed write leaves the file as it was.
     """
 
-    def __init__(self, path: Path, *, resume_step: int | None = None) -> None:
+    def __init__(
+        self, path: Path, *, resume_step: int | None = None, keep_refused: bool = False
+    ) -> None:
         self.path = path
+        self._keep_refused = keep_refused
+        self._refused: list[Mapping[str, Any]] = []
         self.columns: list[str] = []
         self._descriptor: int | None = None
         if resume_step is not None:
@@ -44,6 +52,23 @@ class CsvTable:
         """Write one row; names not seen before become new columns at the right."""
         if STEP not in row:
             raise ValueError(f"a row of {self.path.name} needs {STEP!r}, got {sorted(row)}")
+        if not self._keep_refused:
+            self._write(row)
+            return
+        self._refused.append(row)
+        try:
+            self.flush()
+        except CheckpointError as error:
+            if len(self._refused) == 1:
+                _log.warning("%s; its rows are kept in memory until it can be written", error)
+
+    def flush(self) -> None:
+        """Write the rows that were refused; raise CheckpointError while that is impossible."""
+        while self._refused:
+            self._write(self._refused[0])
+            del self._refused[0]
+
+    def _write(self, row: Mapping[str, Any]) -> None:
         new = [name for name in row if name != STEP and name not in self.columns]
         if not self.columns:
             new.insert(0, STEP)
@@ -66,6 +91,7 @@ class CsvTable:
 
     def sync(self) -> None:
         """Wait until the device holds every row."""
+        self.flush()
         if self._descriptor is not None:
             try:
                 os.fsync(self._descriptor)
@@ -73,7 +99,15 @@ class CsvTable:
                 raise _unwritable(self.path, error) from error
 
     def close(self) -> None:
-        """Release the file; a later ``append`` opens it again."""
+        """Release the file; a later ``append`` opens it again. Rows still refused are lost."""
+        try:
+            self.flush()
+        except CheckpointError as error:
+            _log.warning("%s; %d rows are lost", error, len(self._refused))
+            self._refused.clear()
+        self._release()
+
+    def _release(self) -> None:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
@@ -81,13 +115,15 @@ class CsvTable:
     def _append_line(self, line: bytes) -> None:
         if self._descriptor is None:
             self._descriptor = self._open()
-        size = os.fstat(self._descriptor).st_size
+        status = os.fstat(self._descriptor)
+        if status.st_nlink == 0:
+            raise CheckpointError(f"cannot write {self.path}: it was deleted under the run")
         try:
             written = os.write(self._descriptor, line)
             while written < len(line):  # a nearly full disk takes a part, then refuses the rest
                 written += os.write(self._descriptor, line[written:])
         except OSError as error:
-            os.ftruncate(self._descriptor, size)
+            os.ftruncate(self._descriptor, status.st_size)
             raise _unwritable(self.path, error) from error
 
     def _open(self) -> int:
@@ -110,7 +146,7 @@ class CsvTable:
 
     def _replace(self, columns: list[str], rows: list[dict[str, str]]) -> None:
         """Write the whole file anew under a temporary name, then rename it."""
-        self.close()
+        self._release()
         lines = [_line(columns)] if columns else []
         lines += [_line(row.get(name, "") for name in columns) for row in rows]
         try:

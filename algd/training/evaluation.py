@@ -117,8 +117,12 @@ def record_video(
     mode: Mode,
     seed: int,
     max_steps: int,
+    on_step: Callable[[], None] = lambda: None,
 ) -> Path | None:
-    """Write an mp4 of the first evaluation episode; None where it cannot be encoded here."""
+    """Write an mp4 of the first evaluation episode; None where it cannot be encoded here.
+
+    ``on_step`` is called before every step and may raise to stop.
+    """
     from algd.training.video import write_video
 
     env = make_env(env_config, render_mode="rgb_array")
@@ -127,6 +131,7 @@ def record_video(
     try:
         obs, _ = env.reset(seed=evaluation_seeds(seed, 1)[0])
         for _ in range(max_steps):
+            on_step()
             frames.append(np.asarray(env.render()))
             batch = obs[None] if normalizer is None else normalizer.normalize(obs[None])
             action = agent.act(batch, generator=generator, deterministic=mode == "deterministic")

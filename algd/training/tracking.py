@@ -74,9 +74,11 @@ class Tracker:
         total_steps, cost_limit: shown by the progress line.
         run_id: of the W&B run; drawn when None. A resumed run keeps the id it had.
         resume_step: env step of the checkpoint that the run continues from, None for a new run.
+        keep_refused_rows: hold rows that the disk refuses in memory until it takes them.
 
     Raises:
-        CheckpointError: a CSV file cannot be written (here and in every method that writes one).
+        CheckpointError: a CSV file cannot be written (here, and in every method that writes one
+            unless ``keep_refused_rows``).
     """
 
     def __init__(
@@ -89,11 +91,17 @@ class Tracker:
         cost_limit: float,
         run_id: str | None = None,
         resume_step: int | None = None,
+        keep_refused_rows: bool = False,
     ) -> None:
         self.config = config
-        self._metrics = CsvTable(run_dir / "metrics.csv", resume_step=resume_step)
-        self._timing = CsvTable(run_dir / "timing.csv", resume_step=resume_step)
-        self._episodes = CsvTable(run_dir / "episodes.csv", resume_step=resume_step)
+
+        def table(name: str) -> CsvTable:
+            path = run_dir / name
+            return CsvTable(path, resume_step=resume_step, keep_refused=keep_refused_rows)
+
+        self._metrics = table("metrics.csv")
+        self._timing = table("timing.csv")
+        self._episodes = table("episodes.csv")
         self._progress = Progress(total_steps, cost_limit=cost_limit, enabled=config.progress)
         self._times_to_send: dict[str, float] = {}
         self._multiplier: float | None = None
@@ -168,6 +176,11 @@ class Tracker:
         self._newest_checkpoint = (path, env_step)
         for table in (self._metrics, self._timing, self._episodes):
             table.sync()
+
+    def flush(self) -> None:
+        """Write rows that the disk refused before; CheckpointError if it still does."""
+        for table in (self._metrics, self._timing, self._episodes):
+            table.flush()
 
     def progress(
         self,

@@ -1,0 +1,93 @@
+"""The whole state of a trainer as a tree, and back: what makes a resumed run the same run.
+
+In: a ``Trainer``. Out: a nested dict of numbers, tensors and strings for the checkpoint, and the
+trainer as it was, every generator, counter and running episode included.
+"""
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from algd.training.trainer import Trainer
+
+_log = logging.getLogger("algd")
+
+
+def policy_state(trainer: "Trainer") -> dict[str, Any]:
+    """Return what ``algd.load`` needs: agent, normaliser and the shape of the task."""
+    space = trainer.evaluation_env.original_action_space
+    return {
+        "agent": trainer.agent.state_dict(),
+        "normalizer": None if trainer.normalizer is None else trainer.normalizer.state_dict(),
+        "task": {
+            "env_id": trainer.config.env.id,
+            "obs_dim": trainer.env.obs_dim,
+            "action_dim": trainer.env.action_dim,
+            "episode_length": trainer.env.max_episode_steps,
+            "action_low": space.low,
+            "action_high": space.high,
+            "env_step": trainer.env_step,
+        },
+    }
+
+
+def training_state(trainer: "Trainer", *, with_env: bool = True) -> dict[str, Any]:
+    """Return everything that a bitwise continuation needs, besides the replay rows.
+
+    ``with_env`` false leaves the running episodes out: after a fault they cannot be repeated.
+    """
+    return policy_state(trainer) | {
+        "env": trainer.env.snapshot() if with_env else None,
+        "acting": trainer.acting.get_state(),
+        "sampling": trainer.sampling.get_state(),
+        "exploration": trainer.exploration.bit_generator.state,
+        "counters": {
+            "env_step": trainer.env_step,
+            "num_updates": trainer.num_updates,
+            "update_credit": trainer.update_credit,
+            "last_recorded": trainer.last_recorded,
+            "dropped_episodes": trainer.dropped_episodes,
+        },
+        "window": {
+            "sums": trainer.window.sums,
+            "counts": trainer.window.counts,
+            "episodes": list(trainer.window_episodes),
+            "recent": list(trainer.recent_episodes),
+        },
+        "evaluations": trainer.evaluations,
+        "best_safe": trainer.best_safe,
+    }
+
+
+def restore_training(trainer: "Trainer", state: dict[str, Any]) -> None:
+    """Bring back what ``training_state`` returned; episodes are replayed to their last step."""
+    trainer.agent.load_state_dict(state["agent"])
+    if trainer.normalizer is not None:
+        trainer.normalizer.load_state_dict(state["normalizer"])
+    trainer.acting.set_state(state["acting"])
+    trainer.sampling.set_state(state["sampling"].cpu())
+    trainer.exploration.bit_generator.state = state["exploration"]
+    counters = state["counters"]
+    trainer.env_step = counters["env_step"]
+    trainer.num_updates = counters["num_updates"]
+    trainer.update_credit = counters["update_credit"]
+    trainer.last_recorded = counters["last_recorded"]
+    trainer.dropped_episodes = counters.get("dropped_episodes", 0)  # absent before 1 was possible
+    window = state["window"]
+    trainer.window.sums = {k: v.to(trainer.device) for k, v in window["sums"].items()}
+    trainer.window.counts = window["counts"]
+    trainer.window_episodes = [tuple(row) for row in window["episodes"]]
+    trainer.recent_episodes.extend(tuple(row) for row in window["recent"])
+    trainer.evaluations = state["evaluations"]
+    trainer.best_safe = state["best_safe"]
+    if state["env"] is None:
+        trainer.obs = trainer.env.reset()
+        return
+    trainer.obs, dropped = trainer.env.restore(state["env"])
+    if dropped:
+        trainer.dropped_episodes += len(dropped)
+        _log.warning(
+            "the running episodes of environments %s could not be repeated bit for bit here; "
+            "they are dropped and new ones started",
+            dropped,
+        )

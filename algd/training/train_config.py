@@ -1,0 +1,78 @@
+"""Length, pace and bookkeeping of a run: the ``train`` group of a configuration.
+
+In: values of a configuration. Out: a checked, frozen ``TrainConfig``, and the device it names.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+
+from algd.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Length, pace and bookkeeping of a run; all counts are environment steps.
+
+    total_steps: steps to take, over all environments together.
+    learning_starts: steps before the first update. warmup: how those act, ``uniform`` actions or
+        the untrained ``policy``.
+    updates_per_step: gradient steps per environment step, may be a fraction.
+    initial_updates_per_step, initial_steps: another pace for the first steps (null, 0: none).
+    reward_scale: multiplies rewards before the critics see them; reported returns are not scaled.
+    normalize_obs: running normalisation of observations, saved with the policy.
+    log_interval, checkpoint_interval: steps between rows of metrics.csv, between checkpoints.
+    on_save_error: when the disk refuses a checkpoint or a row, ``stop`` with one line, or
+        ``continue`` with a warning each time and try again at the next interval.
+    device: ``auto`` takes CUDA when present. num_threads: of torch on a CPU; more than 1 is slower
+        at these sizes, up to 5 times on a busy machine.
+    """
+
+    total_steps: int = 1_000_000
+    learning_starts: int = 5_000
+    warmup: Literal["uniform", "policy"] = "uniform"
+    batch_size: int = 256
+    buffer_size: int = 1_000_000
+    updates_per_step: float = 1.0
+    initial_updates_per_step: float | None = None
+    initial_steps: int = 0
+    reward_scale: float = 1.0
+    normalize_obs: bool = False
+    log_interval: int = 1_000
+    checkpoint_interval: int = 10_000
+    keep_checkpoints: int = 2
+    on_save_error: Literal["stop", "continue"] = "stop"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    num_threads: int = 1
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    def __post_init__(self) -> None:
+        for name in (
+            "total_steps",
+            "batch_size",
+            "buffer_size",
+            "log_interval",
+            "checkpoint_interval",
+            "keep_checkpoints",
+            "num_threads",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        if not 0 < self.reward_scale < float("inf"):
+            raise ValueError(f"reward_scale must be positive, got {self.reward_scale}")
+        for name in ("learning_starts", "updates_per_step", "initial_steps"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
+        pace = self.initial_updates_per_step
+        if pace is not None and not 0 <= pace < float("inf"):
+            raise ValueError(f"initial_updates_per_step must be null or >= 0, got {pace}")
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device that ``auto``, ``cpu`` or ``cuda`` stands for here."""
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise ConfigError("train.device is 'cuda', but torch sees no CUDA device; use auto or cpu")
+    return torch.device("cuda" if name != "cpu" and available else "cpu")
