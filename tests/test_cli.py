@@ -25,7 +25,7 @@ from algd.experiments.config import ExperimentConfig, dump_yaml, load_config
 from algd.experiments.verbs.train import default_run_dir
 from algd.experiments.yaml_files import list_presets, parse_yaml
 from algd.training import evaluation, trainer
-from algd.training.trainer import Interrupted
+from algd.training.stopping import Interrupted
 
 ROOT = Path(__file__).parents[1]
 COMMAND = (sys.executable, "-m", "algd.experiments.cli")
@@ -299,7 +299,7 @@ def test_an_error_of_the_program_keeps_its_traceback(monkeypatch: pytest.MonkeyP
         main(["train", "sac"])
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
 def test_a_stopped_run_prints_how_to_continue(
     number: signal.Signals,
     code: int,

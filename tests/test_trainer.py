@@ -13,7 +13,8 @@ from alam.multiplier import MULTIPLIERS
 from algd.environments.make import make_env
 from algd.errors import ConfigError, EnvironmentFault
 from algd.experiments.config import load_config
-from algd.training.trainer import Interrupted, Trainer, resume, train
+from algd.training.stopping import Interrupted
+from algd.training.trainer import Trainer, resume, train
 
 TINY = {
     "env.id": "AnalyticBandit2-v0",

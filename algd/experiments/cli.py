@@ -1,6 +1,7 @@
 """The command line: `algd VERB`. What a user can act on is one line on stderr and exit code 2.
 
-In: arguments. Out: an exit code: 0 done, 1 problems found, 2 wrong usage, 128 + n signal n.
+In: arguments. Out: an exit code: 0 done, 1 problems found, 2 wrong usage, 128 + n signal n (0 for
+SIGTERM once training has saved).
 Each verb is a module of ``algd.experiments.verbs``, imported when it runs, so that `algd --help`
 answers at once.
 """

@@ -30,12 +30,10 @@ from algd.training.run_lock import RunLock
 from algd.training.run_state import policy_state, restore_training, training_state
 from algd.training.saving import Saver
 from algd.training.stopping import Interrupted, StopAsked, StopRequest
-from algd.training.train_config import TrainConfig, resolve_device
+from algd.training.train_config import resolve_device
 
 if TYPE_CHECKING:
     from algd.experiments.config import ExperimentConfig
-
-__all__ = ["Interrupted", "TrainConfig", "Trainer", "resume", "train"]
 
 _log = logging.getLogger("algd")
 

@@ -3,6 +3,7 @@
 import argparse
 import shlex
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -79,7 +80,7 @@ def _resume(run_dir: Path) -> int:
 
 def _until_stopped(work: Callable[[], None]) -> int:
     """Run ``work``; where a signal stops it after a checkpoint, say how to go on."""
-    from algd.training.trainer import Interrupted
+    from algd.training.stopping import Interrupted
 
     try:
         work()
@@ -89,7 +90,8 @@ def _until_stopped(work: Callable[[], None]) -> int:
             f"algd: stopped at step {stop.env_step}, checkpoint written; continue with: {command}",
             file=sys.stderr,
         )
-        return 128 + stop.signal_number
+        # Pre-emption is no failure: all is saved, and who sent SIGTERM may queue the run again.
+        return 0 if stop.signal_number == signal.SIGTERM else 128 + stop.signal_number
     return 0
 
 
