@@ -81,8 +81,6 @@ def _explained(what: str) -> Iterator[None]:
         )
     except ImportError as error:
         raise UserError(f"{what} needs a package: pip install 'algd[export]'") from error
-    import httpx
-
     try:
         yield
     except (LocalTokenNotFoundError, RepositoryNotFoundError) as error:
@@ -93,8 +91,11 @@ def _explained(what: str) -> Iterator[None]:
         raise UserError(f"{what}: a repository is named OWNER/NAME; {_first(error)}") from error
     except HfHubHTTPError as error:
         raise UserError(f"{what}: the hub refused: {_first(error)}") from error
-    except (LocalEntryNotFoundError, httpx.HTTPError, ConnectionError) as error:
-        raise UserError(f"{what}: the hub cannot be reached: {_first(error)}") from error
+    except LocalEntryNotFoundError as error:
+        raise UserError(f"{what}: the hub cannot be reached, and no copy is kept here") from error
+    except Exception as error:  # its transports differ between versions, and so do their errors
+        cause = error.__cause__ or error
+        raise UserError(f"{what}: the hub cannot be reached: {_first(cause)}") from error
 
 
 def _first(error: BaseException) -> str:
