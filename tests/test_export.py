@@ -225,10 +225,11 @@ def test_the_best_of_candidates_is_chosen_inside_the_graph(
     module = DeployedPolicy(policy, deterministic=True).eval()
     assert module.noise_shape == (3, policy.agent.policy.num_noises, 2)
     obs = observations(200)
-    _, fixed = export_onnx(policy, tmp_path, obs)
+    onnx_module._write(module, tmp_path / "best.onnx")
+    assert parity(module, tmp_path / "best.onnx", obs) <= 1e-5
     noise = module.draw_noise(200, torch.Generator().manual_seed(4))
     assert noise is not None
-    (chosen,) = _session(tmp_path / fixed.file).run(None, {"obs": obs, "noise": noise.numpy()})
+    (chosen,) = _session(tmp_path / "best.onnx").run(None, {"obs": obs, "noise": noise.numpy()})
     single = DeployedPolicy(policy, deterministic=False).eval()
     assert policy.normalizer is not None
     state = torch.from_numpy(policy.normalizer.normalize(obs))
@@ -405,8 +406,8 @@ def test_the_observations_of_the_check_are_the_policys_own() -> None:
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub]:
     """The real client against a hub on the loopback interface, with a cache of its own."""
-    import huggingface_hub
     from huggingface_hub import constants
+    from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
 
     with loopback_hub() as server:
         monkeypatch.setattr(constants, "ENDPOINT", server.url)
@@ -416,9 +417,9 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
         monkeypatch.setenv("HF_TOKEN", TOKEN)
-        huggingface_hub.utils.disable_progress_bars()
+        disable_progress_bars()
         yield server
-        huggingface_hub.utils.enable_progress_bars()
+        enable_progress_bars()
 
 
 # huggingface_hub streams large files in a way that its own transport calls deprecated.
