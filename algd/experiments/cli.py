@@ -22,6 +22,8 @@ _MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.
 _VERBS = {
     "train": "train a policy, or continue a run",
     "evaluate": "run a trained policy",
+    "sweep": "train many settings and seeds",
+    "runs": "list runs",
     "export": "turn a run into a policy to give away",
     "check-env": "say what is wrong with an environment",
     "doctor": "examine this machine",

@@ -127,10 +127,28 @@ class RunLock:
         )
 
 
+def writer_of(run_dir: Path) -> LockOwner | None:
+    """Return who writes the run now, as far as can be told without touching the lock."""
+    path = run_dir / LOCK_FILE
+    try:
+        owner, last_sign = _parse_owner(path.read_bytes()), path.stat().st_mtime
+    except OSError:
+        return None
+    if owner is None:
+        return None
+    if owner.host == socket.gethostname():
+        return owner if _lives(owner.pid) else None
+    return owner if time.time() - last_sign < _DEAD_AFTER_SECONDS else None
+
+
 def _read_owner(descriptor: int) -> LockOwner | None:
+    return _parse_owner(os.pread(descriptor, 4096, 0))
+
+
+def _parse_owner(data: bytes) -> LockOwner | None:
     """Return the owner the file names; None when released, or written by something else."""
     try:
-        content = json.loads(os.pread(descriptor, 4096, 0))
+        content = json.loads(data)
         return LockOwner(int(content["pid"]), str(content["host"]), float(content["since"]))
     except (ValueError, KeyError, TypeError):
         return None

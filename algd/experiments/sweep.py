@@ -1,0 +1,115 @@
+"""A sweep from its file to its table, started anew or continued.
+
+In: a sweep file in W&B's format. Out: under one directory a run directory per trial, their logs,
+and table.csv; on the terminal progress, the table, and a line for every trial that failed. The
+modules beside this one, in the order of the data: sweep_file, sweep_parameters and sweep_command
+read the file; sweep_plan lists the trials; sweep_runner runs them on sweep_engine (this machine) or
+sweep_ray, each in a process of sweep_child; sweep_table reads the runs back.
+"""
+
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import Literal
+
+from algd.errors import ConfigError
+from algd.experiments.sweep_child import is_complete
+from algd.experiments.sweep_engine import Engine, LocalEngine
+from algd.experiments.sweep_file import SweepFile, read_sweep_file
+from algd.experiments.sweep_plan import SweepPlan, plan_sweep, seeds_of
+from algd.experiments.sweep_progress import SweepProgress
+from algd.experiments.sweep_runner import Failure, run_trials
+from algd.experiments.sweep_table import make_table, require_metric
+from algd.training.run_lock import RunLock
+
+TABLE_FILE = "table.csv"
+_DEFAULT_SEEDS = 5
+_FAILED_EXIT = 1
+_SIGINT_EXIT = 130
+
+
+def sweep(
+    path: Path,
+    directory: Path | None = None,
+    *,
+    seeds: int | None = None,
+    engine: Literal["local", "ray"] = "local",
+    address: str | None = None,
+    jobs: int | None = None,
+    retries: int = 1,
+) -> int:
+    """Run what is missing of a sweep and return the exit code: 0, or 1 if a trial failed.
+
+    Args:
+        path: of the sweep file.
+        directory: of the sweep; None for ``runs/NAME``.
+        seeds: train with seeds 0 to ``seeds`` - 1; None for those of the file, else 5.
+        engine: where trials run. address: of a Ray cluster. jobs: trials at a time.
+        retries: further attempts of a trial that fails.
+
+    Raises:
+        UserError: the file, a configuration or a directory cannot be used; no run logs the metric.
+    """
+    file = read_sweep_file(path)
+    root = (directory or default_directory(file)).absolute()
+    listed = seeds_of(file) or list(range(_DEFAULT_SEEDS))
+    plan = plan_sweep(file, root, seeds=listed if seeds is None else list(range(seeds)))
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{root} cannot be created: {error.strerror}") from error
+    with RunLock(root):  # two sweeps over one directory would start the same trials
+        if engine == "ray":
+            from algd.experiments.sweep_ray import RayEngine
+
+            where: Engine = RayEngine(plan.trials, address=address, jobs=jobs)
+        else:
+            where = LocalEngine(plan.trials, jobs=jobs)
+        try:
+            failures = _run(plan, where, retries=retries)
+        except KeyboardInterrupt:
+            return _interrupted(plan)
+        return _report(plan, root, failures)
+
+
+def default_directory(file: SweepFile) -> Path:
+    """Return where a sweep goes unless told otherwise."""
+    return Path("runs") / (re.sub(r"[^\w.=,+-]+", "_", file.name).lstrip(".-") or "sweep")
+
+
+def _run(plan: SweepPlan, engine: Engine, *, retries: int) -> list[Failure]:
+    complete = {trial.name for trial in plan.trials if is_complete(trial.run_dir)}
+    progress = SweepProgress(plan.trials, complete=complete)
+    seeds = len({trial.seed for trial in plan.trials})
+    done = f", {len(complete)} of them complete already" if complete else ""
+    progress.notice(
+        f"{plan.file.name}: {len(plan.settings)} setting{'s' * (len(plan.settings) != 1)} x "
+        f"{seeds} seed{'s' * (seeds != 1)} = {len(plan.trials)} trials{done}; {engine.describe()}"
+    )
+    try:
+        return run_trials(plan.trials, engine, progress, retries=retries)
+    finally:
+        progress.close()
+        engine.stop()
+
+
+def _interrupted(plan: SweepPlan) -> int:
+    done = sum(is_complete(trial.run_dir) for trial in plan.trials)
+    print(
+        f"algd: stopped with {done} of {len(plan.trials)} trials complete, checkpoints written; "
+        f"the same command continues the sweep of {shlex.quote(str(plan.file.path))}",
+        file=sys.stderr,
+    )
+    return _SIGINT_EXIT
+
+
+def _report(plan: SweepPlan, root: Path, failures: list[Failure]) -> int:
+    table = make_table(plan)
+    table.write_csv(root / TABLE_FILE)
+    print(table.text())
+    print(f"table: {root / TABLE_FILE}", flush=True)
+    for line in [*table.skipped, *(failure.describe() for failure in failures)]:
+        print(f"algd: {line}", file=sys.stderr)
+    require_metric(table, plan.file.path)
+    return _FAILED_EXIT if failures or table.skipped else 0

@@ -1,0 +1,212 @@
+"""The trials of a sweep: every setting of the parameters with every seed.
+
+In: a ``SweepFile`` and seeds. Out: a ``SweepPlan`` of settings and of ``Trial``s, each with the
+arguments of its `algd train` and a run directory whose name follows from those arguments alone.
+Hence a sweep that is started again finds its trials, and one with more values or seeds keeps those
+it has. All configurations are built here, so that a mistake stops the sweep before its first trial.
+"""
+
+import hashlib
+import itertools
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from algd.errors import ConfigError
+from algd.experiments.arguments import Override, load_overridden
+from algd.experiments.config import COMMAND_LINE, ExperimentConfig, load_config, to_dict
+from algd.experiments.config_values import flatten
+from algd.experiments.schema import show
+from algd.experiments.sweep_file import SweepFile
+from algd.training.run_directory import CONFIG_FILE
+
+SEED = "seed"
+_MAX_TRIALS = 100_000
+_MAX_NAME = 100  # characters before the digest; file systems take 255
+_MAX_TAG = 64  # characters W&B takes
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One combination of values by dotted key, in file order, without the seed."""
+
+    values: Mapping[str, Any]
+
+    def describe(self) -> str:
+        """Return "a=1, b=2"."""
+        return ", ".join(f"{key}={as_text(value)}" for key, value in self.values.items())
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run of a sweep: a setting, a seed, and what `algd train` is called with.
+
+    name: of the run directory. setting: its number in the plan.
+    arguments: what follows `algd train`, without the directory. config: what they amount to.
+    """
+
+    name: str
+    run_dir: Path
+    setting: int
+    seed: int
+    arguments: tuple[str, ...]
+    config: ExperimentConfig
+
+
+@dataclass(frozen=True)
+class SweepPlan:
+    """Settings and trials in the order in which they start: seed by seed, all settings of each."""
+
+    file: SweepFile
+    settings: tuple[Setting, ...]
+    trials: tuple[Trial, ...]
+
+
+def plan_sweep(file: SweepFile, directory: Path, *, seeds: Sequence[int]) -> SweepPlan:
+    """Return the trials of a sweep under ``directory``.
+
+    Raises:
+        ConfigError: a parameter is no key of the configuration, a value is not allowed, or a run
+            directory there was made with another configuration.
+    """
+    settings = _settings(file)
+    if len(settings) * len(seeds) > _MAX_TRIALS:
+        raise ConfigError(
+            f"{file.path}: {len(settings)} settings with {len(seeds)} seeds are more than "
+            f"{_MAX_TRIALS} trials"
+        )
+    varied = [
+        key for key in file.parameters if len({show(s.values.get(key)) for s in settings}) > 1
+    ]
+    trials = tuple(
+        _trial(file, directory, number, setting, seed, [key for key in varied if key != SEED])
+        for seed in seeds
+        for number, setting in enumerate(settings)
+    )
+    for trial in trials:
+        _require_same_run(trial)
+    return SweepPlan(file, tuple(settings), trials)
+
+
+def seeds_of(file: SweepFile) -> list[int] | None:
+    """Return the seeds that the file lists, or None where ``seed`` is not a parameter.
+
+    Raises:
+        ConfigError: the seed is drawn from a distribution.
+    """
+    if SEED not in file.parameters:
+        return None
+    seeds = file.parameters[SEED].grid()
+    if seeds is None:
+        raise ConfigError(f"{file.path}: parameters.seed must list its values")
+    return seeds
+
+
+def as_text(value: Any) -> str:
+    """Return a value as it stands on a command line of `algd train`."""
+    return value if isinstance(value, str) else json.dumps(value, allow_nan=True)
+
+
+def _settings(file: SweepFile) -> list[Setting]:
+    """Return the combinations of all parameters but the seed: the last one varies fastest."""
+    parameters = [parameter for key, parameter in file.parameters.items() if key != SEED]
+    if file.method == "random":
+        return _drawn_settings(file)
+    grids = [parameter.grid() or [] for parameter in parameters]
+    count = math.prod(len(grid) for grid in grids)
+    if count > _MAX_TRIALS and file.run_cap is None:
+        raise ConfigError(f"{file.path}: the grid has {count} settings, at most {_MAX_TRIALS}")
+    combinations = itertools.islice(itertools.product(*grids), file.run_cap or count)
+    keys = [parameter.key for parameter in parameters]
+    return [Setting(dict(zip(keys, values, strict=True))) for values in combinations]
+
+
+def _drawn_settings(file: SweepFile) -> list[Setting]:
+    """Return ``run_cap`` settings that depend on the parameters alone.
+
+    Each has a generator of its own, so that a larger ``run_cap`` adds settings and changes none.
+    """
+    laws = {key: p for key, p in file.parameters.items() if key != SEED}
+    described = {key: [p.distribution, dict(p.fields)] for key, p in laws.items()}
+    word = int.from_bytes(_digest(described)[:8])
+    settings: dict[str, Setting] = {}
+    for index in range(file.run_cap or 0):
+        random = np.random.default_rng([word, index])
+        setting = Setting({key: law.draw(random) for key, law in laws.items()})
+        settings.setdefault(setting.describe(), setting)  # discrete values may be drawn twice
+    return list(settings.values())
+
+
+def _trial(
+    file: SweepFile,
+    directory: Path,
+    number: int,
+    setting: Setting,
+    seed: int,
+    varied: Sequence[str],
+) -> Trial:
+    command = file.command
+    given = [
+        *command.overrides,
+        *(Override(f"--{key}", as_text(value)) for key, value in setting.values.items()),
+        Override("--seed", str(seed)),
+    ]
+    # What the file and the command say of tracking wins over these.
+    tracking = {
+        **file.tracking,
+        "group": file.name,
+        "tags": [file.name[:_MAX_TAG]],
+        "progress": False,
+    }
+    first = [Override(f"--tracking.{key}", as_text(value)) for key, value in tracking.items()]
+    try:
+        config = load_overridden(command.configs, [*first, *given])
+    except ConfigError as error:
+        reason = str(error).removeprefix(f"{COMMAND_LINE}: ")
+        raise ConfigError(f"{file.path}: {reason}") from error
+    identity = [command.configs, [f"{o.option}={o.text}" for o in given]]
+    name = f"{_readable(setting, seed, varied)}-{_digest(identity).hex()[:8]}"
+    arguments = [*command.configs, *(f"{o.option}={o.text}" for o in (*first, *given))]
+    return Trial(name, directory / name, number, seed, tuple(arguments), config)
+
+
+def _readable(setting: Setting, seed: int, varied: Sequence[str]) -> str:
+    """Return "penalty_coef=0.5,s1": short names of what varies, safe in a path."""
+    last = [key.rpartition(".")[2] for key in varied]
+    labels = [
+        short if last.count(short) == 1 else key for key, short in zip(varied, last, strict=True)
+    ]
+    parts = [f"{k}={as_text(setting.values[v])}" for k, v in zip(labels, varied, strict=True)]
+    text = re.sub(r"[^\w.=,+-]+", "_", ",".join([*parts, f"s{seed}"]))
+    return text[:_MAX_NAME].lstrip(".-") or "trial"
+
+
+def _digest(value: Any) -> bytes:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).digest()
+
+
+def _require_same_run(trial: Trial) -> None:
+    """Refuse a run directory whose configuration is another: a preset has changed meanwhile."""
+    path = trial.run_dir / CONFIG_FILE
+    if not path.is_file() or not path.stat().st_size:
+        return
+    there, here = (
+        {
+            key: value
+            for key, value in flatten(to_dict(config)).items()
+            if not key.startswith("tracking.")
+        }
+        for config in (load_config([path]), trial.config)
+    )
+    for key in here.keys() | there.keys():
+        if here.get(key) != there.get(key):
+            raise ConfigError(
+                f"{trial.run_dir} was run with {key} {show(there.get(key))}, now it is "
+                f"{show(here.get(key))}; move that directory away or choose another --dir"
+            )
