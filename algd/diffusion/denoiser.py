@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from alam.networks import MLP, Activation
 from algd.diffusion.schedule import NoiseSchedule
 
+# Small, so that observation and latent are heard from the first update on.
+_EMBEDDING_STD = 0.3
+
 PredictionType = Literal["epsilon", "sample", "v_prediction"]
 
 
@@ -50,7 +53,7 @@ class ScoreNetwork(nn.Module):
             generator=generator,
         )
         table = torch.empty(schedule.num_levels, embedding_dim)
-        self.embedding = nn.Parameter(table.normal_(generator=generator))
+        self.embedding = nn.Parameter(table.normal_(0.0, _EMBEDDING_STD, generator=generator))
         self.register_buffer("alphas", schedule.alphas.clone())
         self.register_buffer("sigmas", schedule.sigmas.clone())
 

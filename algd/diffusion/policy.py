@@ -48,7 +48,7 @@ class DiffusionPolicyConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     temperature: TemperatureConfig = field(default_factory=TemperatureConfig)
     hidden: tuple[int, ...] = (256, 256)
-    activation: Activation = "silu"
+    activation: Activation = "relu"
     embedding_dim: int = 16
     prediction_type: PredictionType = "v_prediction"
     learning_rate: float = 3e-4
