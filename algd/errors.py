@@ -13,6 +13,10 @@ class EnvironmentFault(UserError, RuntimeError):
     """An environment that cannot be made, breaks its contract, or returned unusable numbers."""
 
 
+class EnvironmentCrash(EnvironmentFault):
+    """The code of an environment raised, died or hung; another episode may well run."""
+
+
 class CheckpointError(UserError, RuntimeError):
     """A run directory or checkpoint that cannot be written, read or used here."""
 

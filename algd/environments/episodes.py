@@ -65,13 +65,17 @@ class EpisodeSnapshot(TypedDict):
 
 
 class EpisodeRunner:
-    """Runs the episodes of one environment, each from its own seed (see `episode_seed`)."""
+    """Runs the episodes of one environment, each from its own seed (see `episode_seed`).
 
-    def __init__(self, env: CostEnv, *, seed: int, env_index: int) -> None:
+    `episode_index` is that of the running episode; the first `reset` starts the one after it.
+    """
+
+    def __init__(self, env: CostEnv, *, seed: int, env_index: int, episode_index: int = -1) -> None:
         self.env = env
         self._seed = seed
         self.env_index = env_index
-        self._episode_index = -1
+        self.episode_index = episode_index
+        self._started = False
         self._actions = np.zeros((env.max_episode_steps, env.action_dim), np.float32)
         self._length = 0
         self._return = 0.0
@@ -80,11 +84,11 @@ class EpisodeRunner:
 
     def reset(self) -> Float32Array:
         """Start the next episode and return its first observation; the first one has index 0."""
-        return self._start(self._episode_index + 1)
+        return self._start(self.episode_index + 1)
 
     def step(self, action: Float32Array) -> Transition:
         """Take one step; where it ends the episode, start the next one."""
-        if self._episode_index < 0:
+        if not self._started:
             raise RuntimeError("reset the environment before its first step")
         self._actions[self._length] = action
         next_obs, reward, terminated, truncated, info = self.env.step(action)
@@ -95,15 +99,15 @@ class EpisodeRunner:
         episode = None
         if terminated or truncated:
             episode = self._record(terminated)
-            self._start(self._episode_index + 1)
+            self._start(self.episode_index + 1)
         return Transition(next_obs, self._obs, reward, info["cost"], terminated, truncated, episode)
 
     def snapshot(self) -> EpisodeSnapshot:
         """Return what `restore` needs to bring the running episode back."""
-        if self._episode_index < 0:
+        if not self._started:
             raise RuntimeError("reset the environment before taking a snapshot")
         return {
-            "episode_index": self._episode_index,
+            "episode_index": self.episode_index,
             "seed": self._episode_seed(),
             "actions": self._actions[: self._length].copy(),
             "obs": self._obs.copy(),
@@ -141,10 +145,10 @@ class EpisodeRunner:
         )
 
     def _episode_seed(self) -> int:
-        return episode_seed(self._seed, self.env_index, self._episode_index)
+        return episode_seed(self._seed, self.env_index, self.episode_index)
 
     def _start(self, episode_index: int) -> Float32Array:
-        self._episode_index = episode_index
+        self.episode_index, self._started = episode_index, True
         self._length, self._return, self._cost = 0, 0.0, 0.0
         self._obs, _ = self.env.reset(seed=self._episode_seed())
         return self._obs
@@ -152,7 +156,7 @@ class EpisodeRunner:
     def _record(self, terminated: bool) -> EpisodeRecord:
         return EpisodeRecord(
             env_index=self.env_index,
-            episode_index=self._episode_index,
+            episode_index=self.episode_index,
             seed=self._episode_seed(),
             return_=self._return,
             cost=self._cost,

@@ -16,7 +16,7 @@ import numpy as np
 from gymnasium.spaces import Box
 from numpy.typing import NDArray
 
-from algd.errors import EnvironmentFault
+from algd.errors import EnvironmentCrash, EnvironmentFault
 
 CostFunction = Callable[[Any, NDArray[Any], Any, Mapping[str, Any]], float]
 """Called as `cost_fn(obs, action, next_obs, info)`, all in the environment's own units."""
@@ -84,7 +84,8 @@ class CostEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
 
         Raises:
             ValueError: no seed; an unseeded episode could not be repeated.
-            EnvironmentFault: the environment failed, or its observation cannot be used.
+            EnvironmentCrash: the environment raised.
+            EnvironmentFault: its observation cannot be used.
         """
         if seed is None:
             raise ValueError(f"{self.id}: reset needs a seed, an integer in [0, 2^32), got None")
@@ -102,8 +103,9 @@ class CostEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
         """Take one step with `action` in [-1, 1]^A.
 
         Raises:
-            EnvironmentFault: the environment failed, or one of the numbers is NaN or infinite, the
-                cost is negative or missing; names the environment, the step and the quantity.
+            EnvironmentCrash: the environment raised.
+            EnvironmentFault: one of the numbers is NaN or infinite, the cost is negative or
+                missing; names the environment, the step and the quantity.
         """
         self._steps += 1
         action = np.asarray(action, dtype=np.float64)
@@ -190,7 +192,8 @@ class CostEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
         frames = traceback.extract_tb(error.__traceback__)
         where = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
         text = " ".join(str(error).split())
-        return self._fault(f"{call} raised {type(error).__name__}: {text}{where}")
+        fault = self._fault(f"{call} raised {type(error).__name__}: {text}{where}")
+        return EnvironmentCrash(str(fault)) if call in ("reset", "step") else fault
 
 
 def _close_if_alive(reference: "weakref.ref[CostEnv]") -> None:

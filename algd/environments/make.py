@@ -45,6 +45,10 @@ class EnvConfig:
     """`module:function`, called as cost_fn(obs, action, next_obs, info) where info has no cost."""
     max_episode_steps: int | None = None
     """Replaces the environment's time limit, in steps."""
+    worker_timeout: float = 120.0
+    """Seconds a worker may take to start or to answer one step; then it counts as hung."""
+    max_restarts: int = 20
+    """Crashes of workers (exception, signal, hang) to survive; each drops the running episode."""
 
     def __post_init__(self) -> None:
         if not self.id:
@@ -55,6 +59,10 @@ class EnvConfig:
             raise ValueError(f"env.vector must be one of {get_args(VectorKind)}, got {self.vector}")
         if self.max_episode_steps is not None and self.max_episode_steps < 1:
             raise ValueError(f"env.max_episode_steps must be >= 1, got {self.max_episode_steps}")
+        if not 0 < self.worker_timeout < float("inf"):
+            raise ValueError(f"env.worker_timeout must be positive, got {self.worker_timeout}")
+        if self.max_restarts < 0:
+            raise ValueError(f"env.max_restarts must be >= 0, got {self.max_restarts}")
         if self.cost_fn is not None and not all(self.cost_fn.partition(":")):
             raise ValueError(f'env.cost_fn must read "module:function", got {self.cost_fn!r}')
         if "render_mode" in self.kwargs:

@@ -60,7 +60,8 @@ class VectorCostEnv(Protocol):
         """Step each environment with its row of `actions` (N, A).
 
         Raises:
-            EnvironmentFault: an environment failed; names its index and the step.
+            EnvironmentFault: an environment failed; names its index and the step. A crash in a
+                worker process is survived instead, up to `max_restarts` times: see `dropped`.
         """
         ...
 

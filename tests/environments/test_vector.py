@@ -290,7 +290,8 @@ def is_running(pid):
 
 
 def test_a_worker_that_dies_is_reported_with_its_exit_code():
-    env = SubprocessVectorEnv(EnvConfig(id=COUNTING, num_envs=2, vector="subprocess"), seed=0)
+    config = EnvConfig(id=COUNTING, num_envs=2, vector="subprocess", max_restarts=0)
+    env = SubprocessVectorEnv(config, seed=0)
     env.reset()
     pid = env._workers[0]._process.pid
     os.kill(pid, signal.SIGKILL)

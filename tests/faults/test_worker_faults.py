@@ -1,0 +1,144 @@
+"""A crashing environment worker: restarted, its episode dropped and counted, no row made up."""
+
+import csv
+import logging
+import os
+import re
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from algd.environments.episodes import episode_seed
+from algd.environments.make import EnvConfig
+from algd.environments.subprocess_vector import SubprocessVectorEnv
+from algd.environments.vector import StepResult
+from algd.errors import EnvironmentFault
+from algd.experiments.config import load_config
+from algd.training import trainer
+
+CRASHING = "faults.crashing_envs:Crashing-v0"
+HOW = {
+    "segfault": "ended with exit code -11",
+    "killed": "ended with exit code -9",
+    "exception": "step raised ZeroDivisionError: the physics blew up",
+    "hang": r"did not answer within 3 s \(env.worker_timeout\)",
+}
+
+
+@pytest.fixture(autouse=True)
+def _one_worker_per_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two workers on any machine: one of them crashes, the other must not notice."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+
+
+def make(**kwargs: Any) -> SubprocessVectorEnv:
+    options = {"num_envs": 2, "max_restarts": 2, **kwargs}
+    return SubprocessVectorEnv(EnvConfig(id=CRASHING, vector="subprocess", **options), seed=0)
+
+
+def steps(env: SubprocessVectorEnv, count: int) -> list[StepResult]:
+    return [env.step(np.zeros((2, 1), np.float32)) for _ in range(count)]
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_a_crash_drops_one_episode_and_the_next_one_starts(
+    how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    timeout = 3.0 if how == "hang" else 60.0
+    with make(kwargs={"how": how}, worker_timeout=timeout) as env:
+        if how == "hang":
+            env._workers[0]._timeout = env._workers[1]._timeout = 3.0
+        env.reset()
+        results = steps(env, 14)
+    assert [k for k, step in enumerate(results) if step.dropped] == [7]
+    assert results[7].dropped == (1,)
+    # Environment 0 lives on undisturbed; environment 1 goes on with its episode 2.
+    assert results[7].obs[0, 0] == 3.0
+    mark = np.random.default_rng(episode_seed(0, 1, 2)).random()
+    assert results[7].obs[1].tolist() == [0.0, np.float32(mark)]
+    assert results[8].obs[1].tolist() == [1.0, np.float32(mark)]
+    ended = [(k, e.env_index, e.episode_index) for k, s in enumerate(results) for e in s.episodes]
+    assert ended == [(4, 0, 0), (4, 1, 0), (9, 0, 1), (12, 1, 2)]
+    complete = [e for step in results for e in step.episodes]
+    assert {(e.return_, e.cost, e.length) for e in complete} == {(5.0, 5.0, 5)}
+    (message,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert "\n" not in message
+    assert re.search(HOW[how], message)
+    assert "restarted (1 of at most 2)" in message
+
+
+def test_crashes_beyond_the_allowed_number_are_one_fault() -> None:
+    with make(kwargs={"how": "exception", "always": True}, num_envs=2) as env:
+        env.reset()
+        with pytest.raises(EnvironmentFault, match=r"blew up.*crash 3, env\.max_restarts is 2$"):
+            steps(env, 20)
+
+
+def test_a_worker_lost_between_two_steps_is_found_by_the_snapshot() -> None:
+    with make() as env:
+        env.reset()
+        steps(env, 2)
+        pid = env._workers[1]._process.pid
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        snapshot = env.snapshot()
+        assert [len(one["actions"]) for one in snapshot["envs"]] == [2, 0]
+        assert [one["episode_index"] for one in snapshot["envs"]] == [0, 1]
+        (step,) = steps(env, 1)
+        assert step.dropped == (1,)
+        assert step.obs[:, 0].tolist() == [3.0, 0.0]
+        (step,) = steps(env, 1)
+        assert step.dropped == ()
+        assert step.obs[:, 0].tolist() == [4.0, 1.0]
+
+
+def test_training_survives_and_stores_no_row_of_the_crash(tmp_path: Path) -> None:
+    config = load_config(
+        [],
+        {
+            "env.id": CRASHING,
+            "env.num_envs": 2,
+            "env.vector": "subprocess",
+            "env.kwargs": {"how": "killed"},
+            "policy.kind": "gaussian",
+            "policy.hidden": [8],
+            "critics.hidden": [8],
+            "train.total_steps": 40,
+            "train.learning_starts": 10,
+            "train.batch_size": 8,
+            "train.log_interval": 20,
+            "train.normalize_obs": True,
+            "evaluation.episodes": 1,
+            "evaluation.video": False,
+            "tracking.wandb": "disabled",
+            "tracking.progress": False,
+        },
+    )
+    run_dir = tmp_path / "run"
+    made = []
+    original = trainer.Trainer.run
+
+    def run(self: trainer.Trainer) -> None:
+        made.append(self)
+        original(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer.Trainer, "run", run)
+        trainer.train(config, run_dir)
+    (one,) = made
+    assert one.dropped_episodes == 1
+    assert one.replay.total_added == 39
+    rows = one.replay.rows(0, 39)
+    obs, next_obs = rows[:, :2], rows[:, -3:-1]
+    assert (next_obs[:, 0] == obs[:, 0] + 1).all()  # each row is one step of one episode
+    assert (next_obs[:, 1] == obs[:, 1]).all()
+    with (run_dir / "metrics.csv").open() as file:
+        last = list(csv.DictReader(file))[-1]
+    assert float(last["train/dropped_episodes"]) == 1.0
+    assert float(last["train/cost"]) == 5.0
+    with (run_dir / "episodes.csv").open() as file:
+        episodes = [(row["env_index"], row["episode_index"]) for row in csv.DictReader(file)]
+    assert ("1", "1") not in episodes
