@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from algd.environments.gymnasium import CostEnv, CostFunction
 
-VectorKind = Literal["sync", "subprocess"]
+VectorKind = Literal["sync", "subprocess", "thread"]
 RENDER_MODES = (None, "rgb_array")
 
 _MAX_SUGGESTIONS = 3
@@ -38,7 +38,11 @@ class EnvConfig:
     num_envs: int = 1
     """Environments stepped together, at least 1."""
     vector: VectorKind = "sync"
-    """`sync` steps them in this process, `subprocess` in one worker per core; same numbers."""
+    """`sync` steps them one by one, `subprocess` in one worker process per core, `thread` in one
+    thread per core of this process; same numbers."""
+    fast: bool = True
+    """Step Safety-Gymnasium's navigation tasks through `algd.environments.fast`, which gives the
+    package's numbers; `false` steps the untouched package."""
     kwargs: dict[str, Any] = field(default_factory=dict)
     """Arguments of the environment's constructor."""
     cost_fn: str | None = None
@@ -117,6 +121,7 @@ def _make_inner(
             max_episode_steps=config.max_episode_steps,
             render_mode=render_mode,
             kwargs=config.kwargs,
+            fast=config.fast,
         )
     return _make_gymnasium_env(config, render_mode)
 

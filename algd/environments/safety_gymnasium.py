@@ -123,6 +123,7 @@ class NavigationEnv(gymnasium.Env[NDArray[np.float64], NDArray[np.floating[Any]]
         fast: bool,
         **kwargs: Any,
     ) -> None:
+        self._arguments = (task, max_episode_steps, render_mode, fast, kwargs)
         self._builder = _builder_class(fast)(
             task_id=task.id,
             config={"agent_name": task.agent, **kwargs},
@@ -168,6 +169,41 @@ class NavigationEnv(gymnasium.Env[NDArray[np.float64], NDArray[np.floating[Any]]
         info["cost"] = cost
         return observation, reward, terminated, truncated, info
 
+    def get_state(self) -> dict[str, Any]:
+        """Return the state of a fast task: JSON-able values, numpy arrays and dicts of them.
+
+        Raises:
+            TypeError: the task is the untouched package, which holds its state in many places.
+        """
+        self._require_fast()
+        from algd.environments.fast.state import save
+
+        return save(self._builder)
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Continue from what `get_state` of the same task returned, to the last bit.
+
+        Raises:
+            TypeError: as `get_state`.
+            ValueError: the state is of another task.
+        """
+        self._require_fast()
+        from algd.environments.fast.state import restore
+
+        restore(self._builder, state)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        self._require_fast()
+        started = self._builder.engine is not None
+        return _make_navigation, self._arguments, self.get_state() if started else None
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.set_state(state)
+
+    def _require_fast(self) -> None:
+        if not self._arguments[3]:
+            raise TypeError("only a task made with fast=True can be saved and pickled")
+
     def render(self) -> NDArray[np.uint8]:
         """Return an RGB frame seen from behind the agent."""
         return self._builder.render()
@@ -177,6 +213,12 @@ class NavigationEnv(gymnasium.Env[NDArray[np.float64], NDArray[np.floating[Any]]
         for viewer in self._builder.task._viewers.values():
             viewer.close()
         self._builder.task._viewers.clear()
+
+
+def _make_navigation(
+    task: SafetyTask, steps: int, render_mode: str | None, fast: bool, kwargs: dict[str, Any]
+) -> NavigationEnv:
+    return NavigationEnv(task, steps, render_mode, fast=fast, **kwargs)
 
 
 class VelocityEnv(gymnasium.Env[NDArray[np.float64], NDArray[np.floating[Any]]]):
@@ -237,7 +279,10 @@ def make_safety_env(
     `kwargs` go to the velocity task's constructor (`{"ctrl_cost_weight": 0.0}`), or into what the
     package lets one configure of a navigation task (`{"sim_conf.frameskip_binom_n": 5}`, the
     physics steps per step; also placements_conf, render_conf, floor_conf).
-    `max_episode_steps` replaces the task's own limit.
+    `max_episode_steps` replaces the task's own limit. `fast` steps a navigation task through
+    `algd.environments.fast`, which gives the package's numbers; otherwise through the package.
+    Arguments that change what an observation is (observe_vision, observation_flatten, debug) always
+    take the package, and velocity tasks are the package's either way.
 
     Raises:
         EnvironmentFault: the package is missing, `kwargs` do not fit, or nothing here can render.

@@ -1,9 +1,9 @@
-"""Several environments stepped as one, in this process or in one worker per core.
+"""Several environments stepped as one, in this process, in threads or in worker processes.
 
 In: actions (N, A) in [-1, 1]. Out: `StepResult`, whose `next_obs` are the true successors and whose
 `obs` are what to act on next: an ended episode is followed by the next one within the same step.
 Episodes are seeded by `episode_seed`, and the running ones can be saved and brought back exactly,
-by replaying their actions. Both kinds produce the same bits.
+by replaying their actions. All kinds produce the same bits.
 """
 
 from collections.abc import Iterator, Sequence
@@ -106,6 +106,10 @@ def make_vector_env(config: EnvConfig, *, seed: int) -> VectorCostEnv:
         raise ConfigError(f"the seed must be >= 0, got {seed}")
     if config.vector == "sync":
         return SyncVectorEnv(config, seed=seed)
+    if config.vector == "thread":
+        from algd.environments.thread_vector import ThreadVectorEnv
+
+        return ThreadVectorEnv(config, seed=seed)
     from algd.environments.subprocess_vector import SubprocessVectorEnv
 
     return SubprocessVectorEnv(config, seed=seed)

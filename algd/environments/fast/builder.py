@@ -1,15 +1,15 @@
 """The package's `Builder` with the same numbers and a fast step.
 
-In: seeds and actions in the task's units. Out: what the package's `Builder` returns. The task object
-stays the package's own and owns what lasts: layout, goal, timers, remembered distances. Only how a
-step is simulated, seen and judged is done by the other modules here.
+In: seeds and actions in the task's units. Out: what the package's `Builder` returns. The task
+object stays the package's own and owns what lasts: layout, goal, timers, remembered distances. Only
+how a step is simulated, seen and judged is done by the other modules here.
 """
 
 import functools
+import importlib
 import logging
 from typing import Any
 
-import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,8 +18,9 @@ from algd.environments.fast.layout import layout_generator_class
 from algd.environments.fast.physics import Physics
 from algd.environments.fast.rewards import Reward, reward_of
 from algd.environments.fast.sensing import Observer, Scene
-from algd.environments.fast.world import moved_world_class
 from algd.environments.safety_package import load
+
+mujoco: Any = importlib.import_module("mujoco")  # its functions have no types
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ def fast_builder_class() -> type[Any]:
     class FastBuilder(builder_class):
         """Resets and steps one task; the world is compiled at the first reset."""
 
-        engine: "_Engine | None" = None
+        engine: Any = None
 
         def _setup_simulation(self) -> None:
             super()._setup_simulation()
@@ -57,6 +58,7 @@ def fast_builder_class() -> type[Any]:
         def reset(
             self, *, seed: int | None = None, options: dict[str, Any] | None = None
         ) -> tuple[NDArray[np.float64], dict[str, Any]]:
+            del options  # the package ignores them
             if seed is not None:
                 self.set_seed(seed)
             self.terminated = self.truncated = False
@@ -78,7 +80,7 @@ def fast_builder_class() -> type[Any]:
         def step(
             self, action: NDArray[np.floating[Any]]
         ) -> tuple[NDArray[np.float64], float, float, bool, bool, dict[str, Any]]:
-            assert not (self.terminated or self.truncated), "reset the environment before stepping"
+            assert not self.done, "reset the environment before stepping"
             task, engine = self.task, self.engine
             engine.physics.step(action)
             engine.read()

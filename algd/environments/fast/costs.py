@@ -5,14 +5,16 @@ package's order. Contacts are read once, as pairs of geom ids, and each geom is 
 what touches the agent is then an `or` over the pairs.
 """
 
+import importlib
 import math
 from collections.abc import Callable
 from typing import Any
 
-import mujoco
 import numpy as np
 
 from algd.environments.fast.sensing import Scene
+
+mujoco: Any = importlib.import_module("mujoco")  # its functions have no types
 
 _AGENT = 1
 _KINDS = {"vases": 2, "pillars": 4, "gremlins": 8, "buttons": 16}

@@ -34,36 +34,33 @@ class Area(NamedTuple):
 
 
 class Stream:
-    """The uniform numbers that a generator will draw, read ahead; `close` gives the rest back."""
+    """The uniform numbers that a generator will draw, read ahead; `close` gives the rest back.
+
+    From `offset` on, `array` and its copy `numbers` hold what comes next.
+    """
 
     def __init__(self, generator: np.random.RandomState) -> None:
         self._generator = generator
         self._start = generator.get_state(legacy=False)
-        self._used = 0
-        self._values: NDArray[np.float64] = np.empty(0)
-        self._offset = 0
+        self._passed = 0
+        self.array: NDArray[np.float64] = np.empty(0)
+        self.numbers: list[float] = []
+        self.offset = 0
 
-    def take(self, count: int) -> NDArray[np.float64]:
-        """Return the next `count` numbers."""
-        end = self._offset + count
-        if end > len(self._values):
-            rest = self._values[self._offset :]
-            fresh = self._generator.random_sample(max(_BLOCK, count))
-            self._values, self._offset, end = np.concatenate([rest, fresh]), 0, count
-        taken = self._values[self._offset : end]
-        self._offset = end
-        self._used += count
-        return taken
-
-    def give_back(self, count: int) -> None:
-        """Return the last `count` numbers to the stream."""
-        self._offset -= count
-        self._used -= count
+    def provide(self, count: int) -> None:
+        """Make sure that `count` numbers lie ahead."""
+        if self.offset + count <= len(self.numbers):
+            return
+        fresh = self._generator.random_sample(_BLOCK)
+        self.array = np.concatenate([self.array[self.offset :], fresh])
+        self.numbers = self.array.tolist()
+        self._passed += self.offset
+        self.offset = 0
 
     def close(self) -> None:
-        """Leave the generator as though only the numbers used had been drawn."""
+        """Leave the generator as though only the numbers before `offset` had been drawn."""
         self._generator.set_state(self._start)
-        self._generator.random_sample(self._used)
+        self._generator.random_sample(self._passed + self.offset)
 
 
 @functools.cache
@@ -77,7 +74,8 @@ def layout_generator_class() -> type[Any]:
 
         def set_placements_info(self, placements: Any, extents: Any, margin: float) -> None:
             super().set_placements_info(placements, extents, margin)
-            self._areas = {name: self._area(*placement) for name, placement in placements.items()}
+            areas = {name: self._area(*placement) for name, placement in placements.items()}
+            self._placing = Placing(areas, margin)
 
         def _area(self, rectangles: Any, keepout: float) -> Area:
             if rectangles is None:
@@ -90,7 +88,7 @@ def layout_generator_class() -> type[Any]:
             stream = Stream(self.random_generator)
             try:
                 for _ in range(_LAYOUT_ATTEMPTS):
-                    layout = sample_layout(self._areas, self.placements_margin, stream)
+                    layout = self._placing.sample(stream)
                     if layout is not None:
                         self.layout = layout
                         return layout
@@ -99,14 +97,16 @@ def layout_generator_class() -> type[Any]:
             raise resampling_error("Failed to sample layout of objects")
 
         def sample_goal_position(self) -> bool:
-            area: Area = self._areas["goal"]
+            areas = self._placing.areas
+            area = areas["goal"]
             draw = self.random_generator.random_sample
             x = area.x_low + area.x_range * draw()
             y = area.y_low + area.y_range * draw()
             for name, place in self.layout.items():
                 other_x, other_y = place.tolist()
-                gap = self._areas[name].keepout + self.placements_margin + area.keepout
-                if _distance(x - other_x, y - other_y) < gap:
+                gap = areas[name].keepout + self._placing.margin + area.keepout
+                dx, dy = x - other_x, y - other_y
+                if math.sqrt(dx * dx + dy * dy) < gap:
                     return False
             self.layout["goal"] = np.array([x, y])
             return True
@@ -114,48 +114,59 @@ def layout_generator_class() -> type[Any]:
     return LayoutGenerator
 
 
-def sample_layout(
-    areas: dict[str, Area], margin: float, stream: Stream
-) -> dict[str, NDArray[np.float64]] | None:
-    """Place each object in turn, at least its gap from those before; None where one finds no place.
+class Placing:
+    """The areas of a task's objects, in the order in which they are placed."""
 
-    The gap between two objects is the sum of their keepouts and `margin`, in metres.
-    """
-    places: list[tuple[float, float]] = []
-    keepouts: list[float] = []
-    for area in areas.values():
-        gaps = [keepout + margin + area.keepout for keepout in keepouts]
-        place = _place_one(area, places, gaps, stream)
-        if place is None:
-            return None
-        places.append(place)
-        keepouts.append(area.keepout)
-    return {name: np.array(place) for name, place in zip(areas, places, strict=True)}
+    def __init__(self, areas: dict[str, Area], margin: float) -> None:
+        self.areas = areas
+        self.margin = margin
+        order = list(areas.values())
+        # The gap between two objects, in metres; summed in the package's order, to the last bit.
+        self._gaps = [
+            [other.keepout + margin + area.keepout for other in order[:index]]
+            for index, area in enumerate(order)
+        ]
+
+    def sample(self, stream: Stream) -> dict[str, NDArray[np.float64]] | None:
+        """Place each object in turn, clear of those before; None where one finds no place."""
+        xs: list[float] = []
+        ys: list[float] = []
+        for area, gaps in zip(self.areas.values(), self._gaps, strict=True):
+            place = _place_one(area, xs, ys, gaps, stream)
+            if place is None:
+                return None
+            xs.append(place[0])
+            ys.append(place[1])
+        return {name: np.array(place) for name, *place in zip(self.areas, xs, ys, strict=True)}
 
 
 def _place_one(
-    area: Area, places: list[tuple[float, float]], gaps: list[float], stream: Stream
+    area: Area, xs: list[float], ys: list[float], gaps: list[float], stream: Stream
 ) -> tuple[float, float] | None:
-    for _ in range(_SINGLE_TRIES):
-        along_x, along_y = stream.take(2).tolist()
-        x, y = area.x_low + area.x_range * along_x, area.y_low + area.y_range * along_y
-        for (other_x, other_y), gap in zip(places, gaps, strict=True):
-            if _distance(x - other_x, y - other_y) < gap:
+    x_low, x_range, y_low, y_range, _ = area
+    stream.provide(2 * _OBJECT_TRIES)
+    start, numbers, sqrt = stream.offset, stream.numbers, math.sqrt
+    for index in range(start, start + 2 * _SINGLE_TRIES, 2):
+        x = x_low + x_range * numbers[index]
+        y = y_low + y_range * numbers[index + 1]
+        for other_x, other_y, gap in zip(xs, ys, gaps, strict=True):
+            dx = x - other_x
+            dy = y - other_y
+            if sqrt(dx * dx + dy * dy) < gap:
                 break
         else:
+            stream.offset = index + 2
             return x, y
-    tries = _OBJECT_TRIES - _SINGLE_TRIES
-    drawn = stream.take(2 * tries)
-    xs, ys = area.x_low + area.x_range * drawn[::2], area.y_low + area.y_range * drawn[1::2]
-    others = np.array(places)
-    dx, dy = xs[:, None] - others[:, 0], ys[:, None] - others[:, 1]
-    free = (np.sqrt(dx * dx + dy * dy) >= gaps).all(axis=1)
-    first = int(free.argmax())
-    if not free[first]:
+    first = start + 2 * _SINGLE_TRIES
+    end = start + 2 * _OBJECT_TRIES
+    tried_x = x_low + x_range * stream.array[first:end:2]
+    tried_y = y_low + y_range * stream.array[first + 1 : end : 2]
+    dx, dy = np.subtract.outer(xs, tried_x), np.subtract.outer(ys, tried_y)
+    clear = np.sqrt(dx * dx + dy * dy) >= np.array(gaps)[:, None]
+    free = np.logical_and.reduce(clear, axis=0)
+    found = int(free.argmax())
+    if not free[found]:
+        stream.offset = end
         return None
-    stream.give_back(2 * (tries - first - 1))
-    return float(xs[first]), float(ys[first])
-
-
-def _distance(dx: float, dy: float) -> float:
-    return math.sqrt(dx * dx + dy * dy)
+    stream.offset = first + 2 * (found + 1)
+    return float(tried_x[found]), float(tried_y[found])

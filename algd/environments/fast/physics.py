@@ -5,11 +5,13 @@ package evaluates the new state three times and the sensors in every substep; a 
 of a state changes no bit, and nothing reads the sensors in between.
 """
 
+import importlib
 from typing import Any
 
-import mujoco
 import numpy as np
 from numpy.typing import NDArray
+
+mujoco: Any = importlib.import_module("mujoco")  # its functions have no types
 
 _NO_SENSORS = int(mujoco.mjtDisableBit.mjDSBL_SENSOR)
 
@@ -31,9 +33,7 @@ class Physics:
         # The state after a step is fully evaluated, so the next one may begin at its second half.
         # Not under Runge-Kutta, whose `mj_step` has other halves, and not where a mocap body was
         # moved since.
-        self._resumes = not mocaps and (
-            self._options.integrator != mujoco.mjtIntegrator.mjINT_RK4
-        )
+        self._resumes = not mocaps and (self._options.integrator != mujoco.mjtIntegrator.mjINT_RK4)
 
     def step(self, action: NDArray[np.floating[Any]]) -> None:
         """Apply `action` and evaluate the state it leads to."""
@@ -69,9 +69,7 @@ class Physics:
             data.mocap_pos[:] = targets[index - first]
             mujoco.mj_step(model, data)
 
-    def _targets(
-        self, gremlins: Any, substeps: int
-    ) -> tuple[list[float], NDArray[np.float64]]:
+    def _targets(self, gremlins: Any, substeps: int) -> tuple[list[float], NDArray[np.float64]]:
         times, time = [], self._data.time
         for _ in range(substeps):
             times.append(time)

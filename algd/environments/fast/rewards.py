@@ -5,15 +5,17 @@ unclipped reward, and whether the goal is reached. `specific_reset` and `update_
 package set what is remembered at resets and new goals.
 """
 
+import importlib
 import math
 from collections.abc import Callable
 from typing import Any
 
-import mujoco
 import numpy as np
 
 from algd.environments.fast.costs import Contacts
 from algd.environments.fast.sensing import Scene
+
+mujoco: Any = importlib.import_module("mujoco")  # its functions have no types
 
 Reward = Callable[[], tuple[float, bool]]
 
@@ -24,7 +26,7 @@ def reward_of(task: Any, scene: Scene, contacts: Contacts) -> Reward:
     return families[type(task).__name__.partition("Level")[0]](task, scene, contacts)
 
 
-def _goal(task: Any, scene: Scene, contacts: Contacts) -> Reward:
+def _goal(task: Any, scene: Scene, _: Contacts) -> Reward:
     goal, row = task.goal, scene.slices["goal"].start
 
     def reward() -> tuple[float, bool]:
@@ -50,7 +52,7 @@ def _button(task: Any, scene: Scene, contacts: Contacts) -> Reward:
     return reward
 
 
-def _push(task: Any, scene: Scene, contacts: Contacts) -> Reward:
+def _push(task: Any, scene: Scene, _: Contacts) -> Reward:
     goal, box = task.goal, task.push_box
     goal_row, box_row = scene.slices["goal"].start, scene.slices["push_box"].start
 
@@ -68,7 +70,7 @@ def _push(task: Any, scene: Scene, contacts: Contacts) -> Reward:
     return reward
 
 
-def _circle(task: Any, scene: Scene, contacts: Contacts) -> Reward:
+def _circle(task: Any, scene: Scene, _: Contacts) -> Reward:
     model, data = task.model, task.data
     body, velocities = model.body("agent").id, data.qvel
     jacobian = np.zeros((3, model.nv))
@@ -85,7 +87,7 @@ def _circle(task: Any, scene: Scene, contacts: Contacts) -> Reward:
     return reward
 
 
-def _run(task: Any, scene: Scene, contacts: Contacts) -> Reward:
+def _run(task: Any, scene: Scene, _: Contacts) -> Reward:
     goal_x, goal_y = task.goal_pos[0]
     way = np.empty(2)
 

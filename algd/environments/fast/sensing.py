@@ -5,12 +5,14 @@ addresses are looked up once. The lidar works on plain Python numbers: for the 1
 task this is faster than a dozen numpy calls on arrays of that length.
 """
 
+import importlib
 import math
 from typing import Any
 
-import mujoco
 import numpy as np
 from numpy.typing import NDArray
+
+mujoco: Any = importlib.import_module("mujoco")  # its functions have no types
 
 _TURN = 2 * math.pi
 
@@ -72,7 +74,7 @@ class Observer:
         self._bins = task.lidar_conf.num_bins
         self._reach = float(task.lidar_conf.max_dist)
         self._lidars = [item.name for item in task._obstacles if item.is_lidar_observed]
-        self._buttons = getattr(task, "buttons", None)
+        self._buttons: Any = getattr(task, "buttons", None)
 
     def observe(self) -> NDArray[np.float64]:
         """Return a new observation of the state that data and scene hold."""

@@ -6,14 +6,16 @@ the poses set here and through what `mj_setConst`, the compiler's own last step,
 """
 
 import functools
+import importlib
 import math
 from typing import Any
 
-import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
 from algd.environments.safety_package import load, untextured_world_class
+
+mujoco: Any = importlib.import_module("mujoco")  # its functions have no types
 
 _CAMERA_DISTANCE = 2.0
 _FREE_JOINT_SIZE = 7
@@ -58,9 +60,7 @@ class Poses:
         rows = [[*config["agent_xy"], z_height, *_quaternion(rotation)]]
         for name in ("free_geoms", "geoms"):
             rows += [[*item["pos"], *_quaternion(item["rot"])] for item in config[name].values()]
-        mocaps = [
-            [*item["pos"], *_quaternion(item["rot"])] for item in config["mocaps"].values()
-        ]
+        mocaps = [[*item["pos"], *_quaternion(item["rot"])] for item in config["mocaps"].values()]
         return cls(np.array(rows), np.array(mocaps).reshape(-1, _FREE_JOINT_SIZE), rotation)
 
 
@@ -82,6 +82,9 @@ class Placement:
         self._free_addresses = model.jnt_qposadr[joints[free]][:, None] + np.arange(
             _FREE_JOINT_SIZE
         )
+        # The compiler gives a body without mass its own pose, over again, as inertial frame.
+        self._massless_rows = np.flatnonzero(model.body_mass[self._bodies] == 0)
+        self._massless = self._bodies[self._massless_rows]
         self._camera = model.camera("track").id
 
     def place(self, poses: Poses) -> None:
@@ -90,18 +93,24 @@ class Placement:
         model, data = self._model, self._data
         model.body_pos[self._bodies] = poses.bodies[:, :3]
         model.body_quat[self._bodies] = poses.bodies[:, 3:]
+        model.body_ipos[self._massless] = poses.bodies[self._massless_rows, :3]
+        model.body_iquat[self._massless] = poses.bodies[self._massless_rows, 3:]
         for values in (model.qpos0, model.qpos_spring):
             values[self._free_addresses] = poses.bodies[self._free_rows]
         # The geom of a mocap body carries the pose, and alone makes the body's inertial frame.
-        model.geom_pos[self._mocap_geoms] = model.body_ipos[self._mocap_bodies] = (
-            poses.mocaps[:, :3]
-        )
-        model.geom_quat[self._mocap_geoms] = model.body_iquat[self._mocap_bodies] = (
-            poses.mocaps[:, 3:]
-        )
+        model.geom_pos[self._mocap_geoms] = model.body_ipos[self._mocap_bodies] = poses.mocaps[
+            :, :3
+        ]
+        model.geom_quat[self._mocap_geoms] = model.body_iquat[self._mocap_bodies] = poses.mocaps[
+            :, 3:
+        ]
         model.eq_data[self._welds, _WELD_QUATERNION] = 0.0
         self._turn_camera(poses.agent_rotation)
         mujoco.mj_setConst(model, data)
+        # The statistics of a model are the compiler's alone. This one scales the solver's
+        # tolerance, and is summed in the compiler's order; the others, extent, centre and mean
+        # size, are read by the renderer's clipping planes only and stay those of the first layout.
+        model.stat.meaninertia = np.cumsum(model.dof_M0)[-1] / model.nv
         mujoco.mj_resetData(model, data)
         mujoco.mj_forward(model, data)
 
