@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from algd.experiments.config import ExperimentConfig
 
 _MAX_SEED = 2**32 - 1
+_NULL_OF_WANDB = "None"  # as W&B's agents write a null among the values of a sweep
 _SURELY_MEANT = 0.85  # similarity above which an option is a slip and no configuration key
 
 
@@ -84,7 +85,9 @@ def load_overridden(names: Sequence[str], overrides: Sequence[Override]) -> "Exp
 
     given = {
         override.option.removeprefix("--"): parse_yaml(
-            override.text, f"{COMMAND_LINE}: {override.option}", numbered=False
+            "null" if override.text == _NULL_OF_WANDB else override.text,
+            f"{COMMAND_LINE}: {override.option}",
+            numbered=False,
         )
         for override in overrides
     }

@@ -10,6 +10,7 @@ sweep_ray, each in a process of sweep_child; sweep_table reads the runs back.
 import re
 import shlex
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Literal
 
@@ -88,7 +89,9 @@ def _run(plan: SweepPlan, engine: Engine, *, retries: int) -> list[Failure]:
         f"{seeds} seed{'s' * (seeds != 1)} = {len(plan.trials)} trials{done}; {engine.describe()}"
     )
     try:
-        return run_trials(plan.trials, engine, progress, retries=retries)
+        # Ray prints its own remarks to stdout, which is the table's.
+        with redirect_stdout(sys.stderr):
+            return run_trials(plan.trials, engine, progress, retries=retries)
     finally:
         progress.close()
         engine.stop()

@@ -62,9 +62,9 @@ class RayEngine:
         has_gpus = ray.cluster_resources().get("GPU", 0) > 0 and wants_gpu(trials)
         threads = max((trial.config.train.num_threads for trial in trials), default=1)
         # What happens to a lost task is the sweep's decision, which also counts and reports it.
-        self._remote = ray.remote(_train).options(
+        self._remote = ray.remote(
             num_cpus=threads, num_gpus=1 / TRIALS_PER_GPU if has_gpus else 0, max_retries=0
-        )
+        )(_train)
         mode = os.environ.get("WANDB_MODE")
         self._environment = {} if mode is None else {"WANDB_MODE": mode}
 
