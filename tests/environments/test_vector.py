@@ -1,4 +1,4 @@
-"""Several environments as one: both kinds the same, endings, seeds, exact restoration, failures."""
+"""Several environments as one: every kind the same, endings, seeds, exact restoration, failures."""
 
 import json
 import multiprocessing
@@ -19,7 +19,7 @@ from algd.environments.vector import make_vector_env
 from algd.errors import CheckpointError, ConfigError, EnvironmentFault
 
 COUNTING = "environments.faulty_envs:Counting-v0"
-KINDS = ("sync", "subprocess")
+KINDS = ("sync", "subprocess", "thread")
 RESUMABLE = (
     EnvConfig(id="SafetyPointGoal1-v0", num_envs=2),
     EnvConfig(id="SafetyHopperVelocity-v1", num_envs=3),
@@ -41,14 +41,14 @@ def as_bytes(result):
 
 
 @pytest.mark.parametrize("config", RESUMABLE, ids=lambda config: config.id)
-def test_sync_and_subprocess_give_the_same_bits(config):
+def test_every_kind_gives_the_same_bits(config):
     streams = []
     for kind in KINDS:
         with make_vector_env(with_vector(config, kind), seed=5) as env:
             parts = [env.reset().tobytes()]
             parts += [as_bytes(env.step(actions)) for actions in random_actions(env, 250)]
             streams.append(b"".join(parts))
-    assert streams[0] == streams[1]
+    assert streams[0] == streams[1] == streams[2]
 
 
 @pytest.mark.parametrize("kind", KINDS)
