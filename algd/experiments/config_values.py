@@ -18,6 +18,7 @@ WITHOUT_EFFECT = (
     "train.log_interval",
     "train.checkpoint_interval",
     "train.keep_checkpoints",
+    "train.on_save_error",
     "train.device",
     "train.num_threads",
     "evaluation.video",

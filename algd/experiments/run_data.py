@@ -27,6 +27,7 @@ TIMING_FILE = "timing.csv"
 _DEEPEST = 4  # levels searched below a directory that is no run itself
 _BOOLEANS = {"True": 1.0, "False": 0.0}
 _MOST_STEPS = 2.0**53
+_MOST_REASONS = 3
 
 
 class Series(NamedTuple):
@@ -119,7 +120,9 @@ def require_runs(paths: Iterable[Path]) -> RunSet:
     """
     found = read_runs(paths)
     if not found.runs:
-        raise UserError(f"no run to show: {'; '.join(found.skipped) or 'no directory given'}")
+        reasons = found.skipped[:_MOST_REASONS]
+        more = len(found.skipped) - len(reasons)
+        raise UserError("; ".join(["no run", *reasons, *([f"and {more} more"] if more else [])]))
     return found
 
 
@@ -190,7 +193,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     for key in ("seed", "train.total_steps"):
         _require(config, key, type(config.get(key)) is int, "a whole number")
     limit = config.get("constraint.cost_limit")
-    is_limit = type(limit) in (int, float) and math.isfinite(limit) and limit >= 0
+    is_limit = isinstance(limit, int | float) and math.isfinite(limit) and limit >= 0
     _require(config, "constraint.cost_limit", is_limit, "a number >= 0")
     return config
 
