@@ -24,6 +24,7 @@ _VERBS = {
     "evaluate": "run a trained policy",
     "sweep": "train many settings and seeds",
     "runs": "list runs",
+    "compare": "groups of runs side by side, with intervals",
     "export": "turn a run into a policy to give away",
     "check-env": "say what is wrong with an environment",
     "doctor": "examine this machine",
