@@ -29,6 +29,8 @@ class CriticConfig:
     mask_terminated_cost: stop bootstrapping the cost at terminations; the released ALGD code
         does not on Safety-Gymnasium.
     target_update_rate, target_update_interval: Polyak rate, and updates between two applications.
+    hidden, reward_activation, cost_activation: of the networks. learning_rate: of their Adam.
+    discount, cost_discount: per step, of reward and of cost; the threshold follows the latter.
     """
 
     hidden: tuple[int, ...] = (256, 256)
@@ -136,7 +138,14 @@ class SafeCritics(nn.Module):
 
     def q_cost(self, obs: Tensor, action: Tensor, *, frozen: bool = False) -> Tensor:
         """Return mean + cost_pessimism * std of the ensemble."""
-        values = self.cost(obs, action, frozen=frozen).squeeze(-1)
+        return self._pessimistic(self.cost(obs, action, frozen=frozen).squeeze(-1))
+
+    def target_values(self, obs: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what ``q_reward`` and ``q_cost`` return, by the target networks."""
+        q_reward = self.reward_target(obs, action).squeeze(-1).amin(0)
+        return q_reward, self._pessimistic(self.cost_target(obs, action).squeeze(-1))
+
+    def _pessimistic(self, values: Float[Tensor, "E ..."]) -> Tensor:
         if self.config.num_cost_critics == 1 or self.config.cost_pessimism == 0.0:
             return values.mean(0)
         std = (values.var(0) + _VARIANCE_FLOOR).sqrt()

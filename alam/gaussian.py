@@ -22,6 +22,9 @@ class GaussianPolicyConfig:
     entropy_coef: the coefficient of the entropy bonus (the temperature of the policy); ``auto``
         tunes it to ``target_entropy``, as SAC does.
     target_entropy: in nats; None stands for minus the number of action dimensions.
+    hidden, activation: of the policy network. learning_rate: of its Adam and of the coefficient's.
+    initial_entropy_coef: where ``auto`` starts. update_interval: updates of the critics per update
+        of the policy.
     """
 
     kind: Literal["gaussian"] = "gaussian"

@@ -50,7 +50,10 @@ def _require_non_negative(config: object, *names: str) -> None:
 
 @dataclass(frozen=True)
 class FixedConfig:
-    """A constant multiplier; 0 without augmentation is unconstrained learning."""
+    """A constant multiplier; 0 without augmentation is unconstrained learning.
+
+    value: the multiplier. signal: read, but nothing learns from it.
+    """
 
     kind: Literal["fixed"] = "fixed"
     value: float = 0.0
@@ -69,6 +72,10 @@ class ScalarDualConfig:
     parameterization: ``projected`` gradient ascent clipped at 0, or ``log``: Adam on the logarithm
         (the released ALGD code, which starts at 0.6931 and reads replayed actions).
     interval: updates averaged into one step.
+    signal: what the violation is measured on: fresh ``policy`` actions, the ``replay`` buffer, or
+        the cost of finished training ``episode``s.
+    learning_rate: step of the ascent. initial_value, multiplier_max: where it starts, and its
+        bound.
     """
 
     kind: Literal["scalar_dual"] = "scalar_dual"
@@ -97,6 +104,14 @@ class ScalarPIDConfig:
 
     Gains act on the violation averaged over ``interval`` updates. ``derivative_delay`` counts
     steps of the controller.
+
+    signal: what the violation is measured on: fresh ``policy`` actions, the ``replay`` buffer, or
+        the cost of finished training ``episode``s.
+    proportional_gain, integral_gain, derivative_gain: k_p, k_i, k_d.
+    proportional_smoothing, derivative_smoothing: decay per controller step of the averages that the
+        terms read.
+    derivative_delay: controller steps that a rise is measured over. interval: updates per
+        controller step. multiplier_max: bound of the multiplier.
     """
 
     kind: Literal["scalar_pid"] = "scalar_pid"
@@ -128,6 +143,12 @@ class ScalarADRCConfig:
     bandwidth ``observer_bandwidth`` estimates the violation, its rate and the total disturbance
     z3, and the multiplier is (u0 - z3) / b0 with ``input_gain`` b0 < 0, since a larger multiplier
     lowers the cost. Rates are per controller step of ``interval`` updates.
+
+    signal: what the violation is measured on: fresh ``policy`` actions, the ``replay`` buffer, or
+        the cost of finished training ``episode``s.
+    controller_bandwidth, observer_bandwidth, tracking_rate: per controller step. input_gain: b0 <
+        0.
+    interval: updates per controller step. multiplier_max: bound of the multiplier.
     """
 
     kind: Literal["scalar_adrc"] = "scalar_adrc"
@@ -155,6 +176,10 @@ class StatewiseDualConfig:
     """A multiplier network under dual ascent: the gradient of E[multiplier(s) * violation].
 
     The published settings of FAC are learning_rate 5e-6, interval 12, signal replay.
+
+    signal: violation of fresh ``policy`` actions, or of those in the ``replay`` buffer.
+    hidden, output: of the network; ``softplus`` never reaches 0, ``relu`` and ``squared`` do.
+    learning_rate, interval: of its Adam, and updates per step. multiplier_max: bound of its output.
     """
 
     kind: Literal["statewise_dual"] = "statewise_dual"
@@ -182,6 +207,10 @@ class StatewiseALaMConfig:
     target_hinge: ``sample`` hinges the target of each action; ``mean`` leaves the target unhinged,
         so that regression onto a non-negative network yields the hinge of the mean over actions,
         whose fixed point is E[violation] = 0 also for a stochastic policy (ours).
+    signal: violation of fresh ``policy`` actions, or of those in the ``replay`` buffer.
+    hidden, output: of the network; ``softplus`` never reaches 0, ``relu`` and ``squared`` do.
+    learning_rate, interval: of its Adam, and updates per target. multiplier_max: bound of its
+        output.
     """
 
     kind: Literal["statewise_alam"] = "statewise_alam"

@@ -27,7 +27,14 @@ from algd.experiments.config import (
     to_dict,
 )
 from algd.experiments.reference import config_reference, field_docs
-from algd.experiments.schema import all_keys, describe_type, field_types, show
+from algd.experiments.schema import (
+    all_keys,
+    describe_type,
+    field_types,
+    is_dataclass_type,
+    show,
+    variants,
+)
 from algd.experiments.yaml_files import list_presets, parse_yaml, presets_dir, write_yaml
 
 
@@ -313,13 +320,13 @@ def test_an_unknown_preset_offers_the_nearest() -> None:
         ),
         (
             {"policy.kind": "gausian"},
-            'policy.kind must be one of diffusion, release, gaussian, got "gausian"; '
+            'policy.kind must be one of diffusion, release, gaussian, cvpo, got "gausian"; '
             "did you mean gaussian?",
         ),
         (
             {"policy": "gaussian"},
             'policy must be a group of keys, got "gaussian"; write policy.kind to choose one of '
-            "diffusion, release, gaussian",
+            "diffusion, release, gaussian, cvpo",
         ),
         ({"critics": None}, "critics must be a group of keys, got null"),
         ({"seed": "3"}, 'seed must be a whole number, got "3"'),
@@ -682,3 +689,20 @@ def test_every_configuration_class_forbids_unknown_keys_and_has_a_kind_where_uni
     for cls in classes:
         assert cls.__pydantic_config__ == {"extra": "forbid"}
         assert fields(cls)[0].name == "kind"
+
+
+def undescribed(cls: type, prefix: str = "") -> list[str]:
+    docs, missing = field_docs(cls), []
+    for name, annotation in field_types(cls).items():
+        if kinds := variants(annotation):
+            for kind, member in kinds.items():
+                missing += undescribed(member, f"{prefix}{name}[{kind}].")
+        elif is_dataclass_type(annotation):
+            missing += undescribed(annotation, f"{prefix}{name}.")
+        elif name not in docs and name != "kind":
+            missing.append(prefix + name)
+    return missing
+
+
+def test_every_configuration_key_is_described() -> None:
+    assert undescribed(ExperimentConfig) == []

@@ -26,6 +26,9 @@ class ScheduleConfig:
     num_train_timesteps: noise levels; num_inference_steps: reverse steps, None for all levels.
     sampler: ``ancestral`` draws from the posterior of the previous level (DDPM), ``ddim`` is its
         deterministic limit, ``euler_sde`` steps the reverse-time SDE of VE as the release does.
+    sigma_min, sigma_max: smallest and largest noise of ``ve``, in latent units.
+    beta_schedule, beta_start, beta_end: of ``vp``, as diffusers names them; start and end are those
+        of the linear schedules.
     """
 
     kind: Literal["ve", "vp"] = "ve"
@@ -168,6 +171,7 @@ class NoiseSchedule(nn.Module):
         )
         self.register_buffer("alphas", torch.tensor(levels.alphas, dtype=torch.float32))
         self.register_buffer("sigmas", torch.tensor(levels.sigmas, dtype=torch.float32))
+        self.steps = [tuple(map(float, row)) for row in coefficients]
         self.register_buffer("coefficients", torch.tensor(coefficients, dtype=torch.float32))
 
     @property

@@ -27,6 +27,8 @@ class TemperatureConfig:
         ``value`` on.
     decay: of the running scale per policy update. probe_states, probe_actions: states and actions
         per state that the scale, or the entropy, is estimated from.
+    value: the temperature (raw), its factor (relative) or its start (entropy).
+    target_entropy: nats per action; learning_rate: of the tuning. Both of mode ``entropy`` alone.
     """
 
     mode: Literal["raw", "relative", "entropy"] = "relative"

@@ -28,6 +28,7 @@ class EvaluationConfig:
     mode: ``deterministic`` (mean action, noise-free chain, or best of ``candidates``) or
         ``stochastic`` (as it acts in training).
     video: write an mp4 of the final policy. video_steps: its length at most, in steps.
+    episodes: per evaluation.
     """
 
     interval: int = 10_000

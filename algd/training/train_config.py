@@ -27,6 +27,8 @@ class TrainConfig:
         ``continue`` with a warning each time and try again at the next interval.
     device: ``auto`` takes CUDA when present. num_threads: of torch on a CPU; more than 1 is slower
         at these sizes, up to 5 times on a busy machine.
+    batch_size: rows per update. buffer_size: rows of the replay buffer; the oldest make room.
+    keep_checkpoints: how many of the latest are kept.
     """
 
     total_steps: int = 1_000_000
