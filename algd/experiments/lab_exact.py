@@ -1,0 +1,162 @@
+"""What the lab compares a run on an analytic task with, and the pictures of the corridor.
+
+In: a loaded policy and its ``AgentEnergy``. Out: the exact answer at the agent's own temperature,
+penalty and hinge, numbers comparing the two, and the corridor's multiplier over its safe set.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alam.multiplier import StatewiseALaMConfig, StatewiseDualConfig
+from algd.analysis.agent_energy import AgentEnergy
+from algd.analysis.calibration import relative_l1
+from algd.analysis.exact_answers import ExactAnswer, ExactTables, exact_tables, solve_exact
+from algd.analysis.sampling_error import sampling_error
+from algd.experiments.lab_multiplier import PRICE
+from algd.experiments.lab_style import ONE_COLUMN, new_figure, paper_style, save
+from algd.training.load import LoadedPolicy
+
+Floats = NDArray[np.float64]
+
+_ACTIVE = 0.05  # share of the largest multiplier below which a state counts as inactive
+_SAMPLES = 2_000
+
+
+@dataclass(frozen=True)
+class ExactComparison:
+    """An agent beside the exact answer at its own temperature.
+
+    tables, answer: the truth. learnt: (S,) the agent's multipliers. relative_l1: of these over the
+    active states, NaN where none is active. total_variation, wasserstein1: of the agent's samples
+    to the exact law, mean over states. excess: mean over states of [E cost - limit]_+ / limit under
+    the agent's samples and the true cost. slackness: mean of |lambda (E cost - limit)|, in reward.
+    worst_excess: the largest over states.
+    """
+
+    tables: ExactTables
+    answer: ExactAnswer
+    learnt: Floats
+    relative_l1: float
+    total_variation: float
+    wasserstein1: float
+    excess: float
+    worst_excess: float
+    slackness: float
+
+
+def compare_with_exact(loaded: LoadedPolicy, probe: AgentEnergy) -> ExactComparison | None:
+    """Solve the run's task exactly, as the agent poses it; None for any other task."""
+    config = loaded.config
+    limit = config.constraint.cost_limit
+    tables = exact_tables(
+        config.env.id, cost_limit=limit, cost_discount=config.critics.cost_discount
+    )
+    if tables is None or config.critics.cost_target != "discounted":
+        return None
+    multiplier = config.multiplier
+    statewise = isinstance(multiplier, StatewiseALaMConfig | StatewiseDualConfig)
+    hinge_coef = None
+    if isinstance(multiplier, StatewiseALaMConfig) and multiplier.target_hinge == "sample":
+        own = multiplier.penalty_coef or config.constraint.penalty_coef
+        hinge_coef = own / (probe.reward_scale * probe.unit**2)
+    entropy = probe.temperature if config.policy.kind == "gaussian" else 0.0
+    answer = solve_exact(
+        tables,
+        temperature=probe.temperature,
+        penalty_coef=probe.penalty_coef if config.constraint.augmented else None,
+        hinge_coef=hinge_coef,
+        shared=not statewise,
+        discount=config.critics.discount,
+        entropy_weight=entropy,
+    )
+    learnt = probe.multiplier(tables.obs)
+    return _compare(probe, tables, answer, learnt)
+
+
+def _compare(
+    probe: AgentEnergy, tables: ExactTables, answer: ExactAnswer, learnt: Floats
+) -> ExactComparison:
+    step_limit = probe.threshold  # one step each, or a cost discount of 0
+    shape = tuple(len(axis) for axis in tables.grid)
+    distances, lengths, gaps = [], [], []
+    for index, obs in enumerate(tables.obs):
+        samples = probe.samples(obs, _SAMPLES, seed=index)
+        error = sampling_error(samples, answer.density[index].reshape(shape), tables.grid)
+        distances.append(error.total_variation)
+        lengths.append(error.wasserstein1)
+        gaps.append(_mean_excess(tables, index, samples))
+    gap = np.array(gaps)
+    active = answer.multiplier > _ACTIVE * max(float(answer.multiplier.max()), 1e-12)
+    over = np.maximum(gap, 0.0) / step_limit
+    return ExactComparison(
+        tables=tables,
+        answer=answer,
+        learnt=learnt,
+        relative_l1=(
+            relative_l1(learnt, answer.multiplier, where=active) if active.any() else float("nan")
+        ),
+        total_variation=float(np.mean(distances)),
+        wasserstein1=float(np.mean(lengths)),
+        excess=float(over.mean()),
+        worst_excess=float(over.max()),
+        slackness=float(np.abs(learnt * gap).mean()),
+    )
+
+
+def _mean_excess(tables: ExactTables, index: int, samples: Floats) -> float:
+    """Mean true excess of samples, linear between the nodes of the grid."""
+    values = tables.excess[index].reshape([len(axis) for axis in tables.grid])
+    if len(tables.grid) == 1:
+        return float(np.interp(samples[:, 0], tables.grid[0], values).mean())
+    from scipy.interpolate import RegularGridInterpolator
+
+    inside = np.clip(samples, -1.0, 1.0)
+    return float(RegularGridInterpolator(tables.grid, values)(inside).mean())
+
+
+def draw_corridor(probe: AgentEnergy, path: Path) -> Path:
+    """Draw the multiplier over the corridor at rest, the obstacle, and the exact safe set."""
+    from matplotlib.patches import Rectangle
+
+    from algd.analysis.corridor_solution import solve_corridor
+    from algd.environments.analytic_corridor import CorridorTask
+
+    task = CorridorTask()
+    solution = solve_corridor(task)
+    lateral = np.linspace(-1.0, 1.0, 101)
+    steps = np.arange(task.num_steps)
+    obs = np.stack([task.observation(int(k), float(y), 0.0) for k in steps for y in lateral])
+    values = probe.multiplier(obs).reshape(len(steps), len(lateral))
+    safe = np.stack([solution.is_safe(int(k), lateral, 0.0) for k in steps])
+    along = 0.1 * steps
+    with paper_style():
+        figure, axes = new_figure(ONE_COLUMN, 2.4)
+        axis: Any = axes[0, 0]
+        mesh = axis.pcolormesh(
+            along, lateral, values.T, cmap="magma", shading="nearest", rasterized=True
+        )
+        figure.colorbar(mesh, ax=axis, label=PRICE)
+        axis.contour(along, lateral, safe.T, levels=[0.5], colors="#56B4E9", linewidths=1.2)
+        first, last = task.obstacle_steps
+        low, high = task.obstacle_span
+        axis.add_patch(
+            Rectangle(
+                (0.1 * first, low),
+                0.1 * (last - first),
+                high - low,
+                fill=False,
+                edgecolor="white",
+                hatch="///",
+                linewidth=0.8,
+            )
+        )
+        axis.set_xlabel("way down the corridor x (m)")
+        axis.set_ylabel("lateral position y (m)")
+        axis.set_title(
+            "multiplier at lateral velocity 0; hatched: obstacle;\nline: safe set, exact"
+        )
+        return save(figure, path)
