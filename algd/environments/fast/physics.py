@@ -23,6 +23,7 @@ class Physics:
         self._model, self._data = task.model, task.data
         self._options = self._model.opt
         self._flags = int(self._options.disableflags)
+        self._substep_flags = self._flags | _NO_SENSORS
         self._low, self._high = self._model.actuator_ctrlrange.T.copy()
         self._control = self._data.ctrl
         self._substeps = task.sim_conf.frameskip_binom_n
@@ -42,7 +43,7 @@ class Physics:
         # Drawn even where the count is certain: the draw moves the stream that places goals.
         substeps = int(self._generator.binomial(self._substeps, self._probability))
         model, data = self._model, self._data
-        self._options.disableflags = self._flags | _NO_SENSORS
+        self._options.disableflags = self._substep_flags
         try:
             if self._gremlins is not None:
                 self._step_with_gremlins(self._gremlins, substeps)

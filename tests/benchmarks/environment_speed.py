@@ -1,0 +1,275 @@
+"""Measure the fast navigation tasks against the untouched package and against bare MuJoCo.
+
+    OMP_NUM_THREADS=1 python -m tests.benchmarks.environment_speed [--tasks ID ...] [--quick]
+
+CPU time of one thread. Rounds alternate between fast, untouched and bare, all three with the same
+seed and actions; each figure is the median over rounds of a round's mean. Bare is `mj_step` with
+the same number of substeps on a copy of the fast task's state at the start of the round; where
+gremlins circle, they are moved once a step instead of once a substep, outside of the clock. The
+ablation undoes one gain at a time and leaves the others. Prints tables, and writes
+results/environment_speed.json beside this file.
+"""
+
+import argparse
+import copy
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mujoco
+import numpy as np
+
+from algd.environments.make import EnvConfig
+from algd.environments.safety_gymnasium import make_safety_env
+from algd.environments.safety_package import load, untextured_world_class
+from algd.environments.vector import make_vector_env
+
+TASKS = (
+    "SafetyPointGoal1-v0",
+    "SafetyPointButton1-v0",
+    "SafetyCarButton1-v0",
+    "SafetyPointCircle1-v0",
+)
+ABLATED = ("SafetyPointGoal1-v0", "SafetyPointButton1-v0")
+RESULTS = Path(__file__).with_name("results") / "environment_speed.json"
+SUBSTEPS = 10
+
+
+def thread_us(work: Callable[[], Any]) -> float:
+    """Return the CPU time of `work` in this thread, in microseconds."""
+    start = time.thread_time_ns()
+    work()
+    return (time.thread_time_ns() - start) / 1e3
+
+
+def actions_of(env: Any, steps: int, seed: int) -> Any:
+    space = env.action_space
+    return np.random.default_rng(seed).uniform(space.low, space.high, (steps, *space.shape))
+
+
+def play(env: Any, actions: Any) -> None:
+    """Step once with each action; what ends does so outside of the clock, at a reset."""
+    for action in actions:
+        env.step(action)
+
+
+def bare_round(task: Any, actions: Any) -> float:
+    """Return microseconds per bare step from the task's present state; the task is not touched."""
+    model, data = copy.copy(task.model), copy.copy(task.data)
+    gremlins = next(iter(task._mocaps.values()), None)
+    total = 0.0
+    for action in actions:
+        data.ctrl[:] = action
+        if gremlins is not None:
+            phase = data.time
+            place = [np.sin(phase) * gremlins.travel, np.cos(phase) * gremlins.travel]
+            data.mocap_pos[:] = [*place, gremlins.size]
+        total += thread_us(lambda: mujoco.mj_step(model, data, SUBSTEPS))
+    return total / len(actions)
+
+
+def measure_steps(env_id: str, rounds: int, steps: int) -> dict[str, float]:
+    """Return median microseconds per step of the three."""
+    fast, _ = make_safety_env(env_id)
+    slow, _ = make_safety_env(env_id, fast=False)
+    times: dict[str, list[float]] = {"fast": [], "untouched": [], "bare": []}
+    for index in range(rounds):
+        actions = actions_of(fast, steps, index)
+        fast.reset(seed=index)
+        slow.reset(seed=index)
+        times["bare"].append(bare_round(fast._builder.task, actions))
+        times["fast"].append(thread_us(lambda: play(fast, actions)) / steps)  # noqa: B023
+        times["untouched"].append(thread_us(lambda: play(slow, actions)) / steps)  # noqa: B023
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def measure_resets(env_id: str, seeds: int) -> dict[str, list[float]]:
+    """Return milliseconds per reset of fast and untouched, by seed, after a first reset."""
+    envs = {
+        "fast": make_safety_env(env_id)[0],
+        "untouched": make_safety_env(env_id, fast=False)[0],
+    }
+    first = {name: thread_us(lambda: env.reset(seed=0)) for name, env in envs.items()}  # noqa: B023
+    times: dict[str, list[float]] = {name: [] for name in envs}
+    for seed in range(1, seeds + 1):
+        for name, env in envs.items():
+            times[name].append(thread_us(lambda: env.reset(seed=seed)) / 1e3)  # noqa: B023
+    return {**times, "first_fast": [first["fast"] / 1e3]}
+
+
+def _sensors_every_substep(builder: Any) -> None:
+    builder.engine.physics._substep_flags = builder.engine.physics._flags
+
+
+def _no_resuming(builder: Any) -> None:
+    builder.engine.physics._resumes = False
+
+
+def _state_evaluated_three_times(builder: Any) -> None:
+    task, step = builder.task, builder.engine.physics.step
+
+    def three_times(action: Any) -> None:
+        step(action)
+        for _ in range(2):
+            mujoco.mj_forward(task.model, task.data)
+
+    builder.engine.physics.step = three_times
+
+
+def _package_observation(builder: Any) -> None:
+    builder.engine.observer.observe = builder.task.obs
+
+
+def _package_observation_unchecked(builder: Any) -> None:
+    # The package's observation without its check of the space.
+    space = builder.task.obs_info.obs_space_dict
+    space.contains = lambda _: True
+    builder.engine.observer.observe = builder.task.obs
+
+
+def _package_costs(builder: Any) -> None:
+    cost = load().builder.Builder._cost
+    builder.engine.costs.judge = lambda: cost(builder)
+
+
+def _package_rewards(builder: Any) -> None:
+    task = builder.task
+    builder.engine.reward = lambda: (task.calculate_reward(), task.goal_achieved)
+
+
+STEP_ABLATIONS: dict[str, Callable[[Any], None]] = {
+    "nothing undone": lambda _: None,
+    "sensors in every substep": _sensors_every_substep,
+    "first half of a step done again": _no_resuming,
+    "state evaluated three times": _state_evaluated_three_times,
+    "package's observation, no space check": _package_observation_unchecked,
+    "package's observation": _package_observation,
+    "package's costs": _package_costs,
+    "package's reward": _package_rewards,
+}
+
+
+def ablate_steps(env_id: str, rounds: int, steps: int) -> dict[str, float]:
+    """Return median microseconds per step with one gain undone at a time."""
+    envs: dict[str, Any] = {}
+    for name, undo in STEP_ABLATIONS.items():
+        envs[name], _ = make_safety_env(env_id)
+        envs[name].reset(seed=0)
+        undo(envs[name]._builder)
+    times: dict[str, list[float]] = {name: [] for name in envs}
+    for index in range(rounds):
+        for name, env in envs.items():
+            env.reset(seed=index)
+            actions = actions_of(env, steps, index)
+            times[name].append(thread_us(lambda: play(env, actions)) / steps)  # noqa: B023
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def ablate_resets(env_id: str, seeds: int) -> dict[str, float]:
+    """Return median milliseconds per reset with one gain undone at a time."""
+    envs = {name: make_safety_env(env_id)[0] for name in ("nothing undone", "model compiled")}
+    package_draws, _ = make_safety_env(env_id)
+    task = package_draws._builder.task
+    drawn = load().random_generator.RandomGenerator()
+    task.random_generator = task.agent.random_generator = drawn
+    envs["package's layout sampling"] = package_draws
+    times: dict[str, list[float]] = {name: [] for name in envs}
+    for seed in range(seeds + 1):
+        for name, env in envs.items():
+            if name == "model compiled":
+                builder = env._builder
+                task = builder.task
+                task.world = untextured_world_class()(task.agent, task._obstacles)
+                builder.engine = None
+            times[name].append(thread_us(lambda: env.reset(seed=seed)) / 1e3)  # noqa: B023
+    return {name: statistics.median(values[1:]) for name, values in times.items()}
+
+
+def measure_vectors(env_id: str, num_envs: int, steps: int, rounds: int) -> dict[str, float]:
+    """Return environment steps per second of wall time, by kind; medians of alternating rounds."""
+    envs = {"one": make_vector_env(EnvConfig(id=env_id), seed=0)}
+    for kind in ("sync", "thread", "subprocess"):
+        config = EnvConfig(id=env_id, num_envs=num_envs, vector=kind)
+        envs[kind] = make_vector_env(config, seed=0)
+    rates: dict[str, list[float]] = {name: [] for name in envs}
+    generator = np.random.default_rng(0)
+    for env in envs.values():
+        env.reset()
+    for _ in range(rounds):
+        for name, env in envs.items():
+            shape = (steps, env.num_envs, env.action_dim)
+            actions = generator.uniform(-1, 1, shape).astype(np.float32)
+            start = time.perf_counter()
+            for action in actions:
+                env.step(action)
+            rates[name].append(steps * env.num_envs / (time.perf_counter() - start))
+    for env in envs.values():
+        env.close()
+    return {name: statistics.median(values) for name, values in rates.items()}
+
+
+def machine() -> dict[str, Any]:
+    """Return what the figures depend on."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    models = {line.partition(":")[2].strip() for line in lines if line.startswith("model name")}
+    packages = ("mujoco", "numpy", "gymnasium", "safety-gymnasium")
+    return {
+        "processor": sorted(models),
+        "cores": len(os.sched_getaffinity(0)),
+        "load": os.getloadavg()[0],
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in packages},
+    }
+
+
+def report_steps(env_id: str, us: dict[str, float]) -> None:
+    rates = "  ".join(f"{name} {1e6 / value:7.0f}/s {value:7.1f} us" for name, value in us.items())
+    ratio, gain = us["fast"] / us["bare"], us["untouched"] / us["fast"]
+    print(f"{env_id:24s} {rates}   fast/bare {ratio:.2f}  untouched/fast {gain:.1f}", flush=True)
+
+
+def main() -> None:
+    """Measure, print and store."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS))
+    parser.add_argument("--quick", action="store_true", help="a tenth of the rounds; not stored")
+    parser.add_argument("--envs", type=int, default=8, help="environments of the vector figures")
+    arguments = parser.parse_args()
+    scale = 10 if arguments.quick else 1
+    result: dict[str, Any] = {"machine": machine(), "unit": "us per step, ms per reset"}
+    result["steps"], result["resets"] = {}, {}
+    for env_id in arguments.tasks:
+        result["steps"][env_id] = measure_steps(env_id, rounds=max(3, 30 // scale), steps=100)
+        report_steps(env_id, result["steps"][env_id])
+    for env_id in arguments.tasks:
+        times = measure_resets(env_id, seeds=max(5, 40 // scale))
+        result["resets"][env_id] = {
+            name: {"median": statistics.median(values), "worst": max(values)}
+            for name, values in times.items()
+        }
+        print(env_id, "reset ms", json.dumps(result["resets"][env_id]), flush=True)
+    result["step_ablation"] = {
+        env_id: ablate_steps(env_id, rounds=max(3, 20 // scale), steps=100) for env_id in ABLATED
+    }
+    result["reset_ablation"] = {
+        env_id: ablate_resets(env_id, seeds=max(3, 20 // scale)) for env_id in ABLATED
+    }
+    result["vectors"] = {
+        env_id: measure_vectors(env_id, arguments.envs, steps=200, rounds=max(3, 9 // scale))
+        for env_id in ("SafetyPointGoal1-v0", "SafetyCarButton1-v0")
+    }
+    for name in ("step_ablation", "reset_ablation", "vectors"):
+        print(name, json.dumps(result[name], indent=2), flush=True)
+    if not arguments.quick:
+        RESULTS.parent.mkdir(exist_ok=True)
+        RESULTS.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
