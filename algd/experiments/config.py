@@ -13,6 +13,7 @@ import torch
 from pydantic import Discriminator
 
 from alam.critics import CriticConfig
+from alam.cvpo import CVPOAgent, CVPOConfig, CVPOPolicyConfig
 from alam.gaussian import GaussianPolicyConfig
 from alam.lagrangian import ConstraintConfig
 from alam.multiplier import MultiplierConfig, StatewiseALaMConfig
@@ -32,8 +33,8 @@ from algd.training.train_config import TrainConfig
 COMMAND_LINE = "command line"
 _MAX_SEED = 2**32 - 1  # what numpy's generators take
 
-PolicyConfig = DiffusionPolicyConfig | ReleasePolicyConfig | GaussianPolicyConfig
-TrainedAgent = SACAgent | ALGDAgent
+PolicyConfig = DiffusionPolicyConfig | ReleasePolicyConfig | GaussianPolicyConfig | CVPOPolicyConfig
+TrainedAgent = SACAgent | ALGDAgent | CVPOAgent
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,8 @@ class ExperimentConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.seed <= _MAX_SEED:
             raise ValueError(f"seed must be in [0, {_MAX_SEED}], got {self.seed}")
+        if isinstance(self.policy, CVPOPolicyConfig):  # what it cannot be combined with
+            CVPOConfig(self.policy, self.critics, self.constraint, self.multiplier)
 
 
 def load_config(
@@ -101,8 +104,15 @@ def load_overrides(overrides: Mapping[str, Any]) -> dict[str, Any]:
             node = node.setdefault(parent, {})
             if not isinstance(node, dict):
                 raise ConfigError(f"{COMMAND_LINE}: {dotted} and {parent} are both given")
-        node[name] = plain(value)
+        node[name] = _merged(node.get(name), plain(value))
     return tree
+
+
+def _merged(earlier: Any, later: Any) -> Any:
+    """Return two values of one key: groups join, where W&B's agents hand over a whole one."""
+    if not (isinstance(earlier, dict) and isinstance(later, dict) and later):
+        return later
+    return earlier | {key: _merged(earlier.get(key), value) for key, value in later.items()}
 
 
 def to_dict(config: ExperimentConfig) -> dict[str, Any]:
@@ -134,4 +144,6 @@ def make_agent(
     policy, rest = config.policy, (config.critics, config.constraint, config.multiplier)
     if isinstance(policy, GaussianPolicyConfig):
         return SACAgent(obs_dim, action_dim, SACConfig(policy, *rest), **shape)
+    if isinstance(policy, CVPOPolicyConfig):
+        return CVPOAgent(obs_dim, action_dim, CVPOConfig(policy, *rest), **shape)
     return ALGDAgent(obs_dim, action_dim, ALGDConfig(policy, *rest), **shape)
