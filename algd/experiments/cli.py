@@ -25,6 +25,7 @@ _VERBS = {
     "sweep": "train many settings and seeds",
     "runs": "list runs",
     "compare": "groups of runs side by side, with intervals",
+    "dashboard": "runs in one page, from a file or a local server",
     "lab": "figures and a table of what a run has learnt",
     "export": "turn a run into a policy to give away",
     "check-env": "say what is wrong with an environment",

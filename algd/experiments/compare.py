@@ -152,7 +152,7 @@ def usable_runs(runs: Sequence[RunData], *, score: str = RETURN) -> Usable:
         raise UserError(f"no run logs the metric {score!r}{did_you_mean(nearest(score, logged))}")
     usable, notes = [], []
     for run in runs:
-        if problem := _problem(run, score):
+        if problem := why_not_summarised(run, score=score):
             notes.append(f"skipped {run.name}: {problem}")
         else:
             usable.append(run)
@@ -189,7 +189,7 @@ def summarise_run(run: RunData, *, score: str = RETURN) -> RunSummary:
     )
 
 
-def _problem(run: RunData, score: str) -> str:
+def why_not_summarised(run: RunData, *, score: str = RETURN) -> str:
     """Say why a run has no summary; nothing if it has."""
     for name in (COST, score):
         if name not in run.metrics:

@@ -46,14 +46,11 @@ _LONGEST_LABEL = 44
 
 def terminal_table(comparison: Comparison) -> str:
     """Return the table of one environment for a terminal, with the full labels below."""
-    quantities = _terminal_quantities(comparison)
-    heading = ["group", "runs", *(_heading(quantity, comparison) for quantity in quantities)]
-    lines = [heading]
+    headings, cells = headings_and_cells(comparison)
     labels = [row.group.label for row in comparison.rows]
     short = {label: _cut(label, number) for number, label in enumerate(labels, start=1)}
-    for row in comparison.rows:
-        cells = [_interval(row.values[one.key], one.digits) for one in quantities]
-        lines.append([short[row.group.label], str(len(row.group.runs)), *cells])
+    lines = [["group", *headings]]
+    lines += [[text, *row] for text, row in zip(short.values(), cells, strict=True)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     table = [
         "  ".join(
@@ -66,6 +63,20 @@ def terminal_table(comparison: Comparison) -> str:
     title = f"{comparison.env_id}, cost limit {', '.join(f'{limit:g}' for limit in limits)}"
     cut = [f"  {text} = {label}" for label, text in short.items() if text != label]
     return "\n".join([title, *table, *cut])
+
+
+def headings_and_cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    """Return the terminal's columns but for the labels, and their text row by row."""
+    quantities = _terminal_quantities(comparison)
+    headings = ["runs", *(_heading(quantity, comparison) for quantity in quantities)]
+    cells = [
+        [
+            str(len(row.group.runs)),
+            *(_interval(row.values[one.key], one.digits) for one in quantities),
+        ]
+        for row in comparison.rows
+    ]
+    return headings, cells
 
 
 def legend(comparison: Comparison) -> str:

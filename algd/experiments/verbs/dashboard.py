@@ -1,0 +1,92 @@
+"""`algd dashboard`: runs in one page, from a file, a local server, or W&B."""
+
+import argparse
+import sys
+from importlib import import_module
+from pathlib import Path
+
+from algd.errors import ConfigError, UserError
+from algd.experiments.arguments import VerbParser
+
+_PORT = 8765
+_MAX_PORT = 65_535
+
+
+def run(arguments: list[str]) -> int:
+    """Write the page, serve it, or set up W&B's own dashboards."""
+    options = _parse(arguments)
+    if options.wandb is not None:
+        wandb_dashboard = import_module("algd.experiments.wandb_dashboard")
+        out = options.out or Path("wandb_dashboard.json")
+        return wandb_dashboard.run(options.wandb, options.runs or None, out)
+    if not options.runs:
+        raise UserError("which runs? give run directories, or parents of some")
+    if options.serve:
+        return _serve(options.runs, options.port)
+    return _write(options.runs, options.out or Path("dashboard.html"), options.videos)
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = VerbParser("dashboard", description="Show runs in one page that needs no network.")
+    parser.add_argument(
+        "runs", nargs="*", type=Path, metavar="RUNS", help="run directories, or parents of some"
+    )
+    parser.add_argument("--out", type=Path, metavar="FILE", help="default dashboard.html")
+    parser.add_argument(
+        "--videos",
+        choices=("embed", "link", "none"),
+        default="embed",
+        help="embed them in the file, link them where they lie, or leave them out; default embed",
+    )
+    parser.add_argument(
+        "--serve", action="store_true", help="serve the page on this machine; it follows the runs"
+    )
+    parser.add_argument("--port", type=_port, default=_PORT, help=f"of --serve, default {_PORT}")
+    parser.add_argument(
+        "--wandb", metavar="ENTITY/PROJECT", help="create a workspace and a report there instead"
+    )
+    options = parser.parse_args(arguments)
+    if options.serve and (options.wandb is not None or options.out is not None):
+        raise UserError("--serve takes neither --out nor --wandb")
+    return options
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) > _MAX_PORT:
+        raise argparse.ArgumentTypeError(f"must be in [0, {_MAX_PORT}], got {text!r}")
+    return int(text)
+
+
+def _write(paths: list[Path], out: Path, videos: str) -> int:
+    from algd.experiments.dashboard import dashboard_data
+    from algd.experiments.dashboard_html import render
+    from algd.experiments.dashboard_media import MediaSources
+    from algd.experiments.run_data import require_runs
+
+    found = require_runs(paths)
+    for line in found.skipped:
+        print(line, file=sys.stderr)
+    if out.is_dir():
+        raise ConfigError(f"--out: {out} is a directory; a file is wanted")
+    sources = MediaSources(out.parent, videos=videos)
+    page = render(dashboard_data(found, sources)).encode()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_bytes(page)
+    linked = f"; {sources.linked} pictures and videos are linked" if sources.linked else ""
+    print(f"{out}: {len(found.runs)} runs, {len(page) / 1e6:.1f} MB{linked}")
+    return 0
+
+
+def _serve(paths: list[Path], port: int) -> int:
+    from algd.experiments.dashboard_server import DashboardServer, LiveRuns
+
+    runs = LiveRuns(paths)
+    for line in runs.data()["skipped"]:
+        print(line, file=sys.stderr)
+    with DashboardServer(runs, port) as server:
+        print(f"{server.url} follows the runs; end with Ctrl-C", flush=True)
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            print()
+    return 0
