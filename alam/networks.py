@@ -1,18 +1,21 @@
 """Multilayer perceptrons and ensembles of them; they know nothing of reinforcement learning.
 
 In: feature tensors. Out: features. An ensemble stores each layer once, stacked over its members,
-and chooses how to run it: one matrix product per member on a CPU (several times faster there than
-a batched product), one batched product on a GPU.
+and chooses how to run it: written-out passes with one matrix product per member on a CPU
+(``alam.cpu_passes``), one batched product per layer on a GPU and under a compiler.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from alam.cpu_passes import Passes, broadcast_leading, run
 
 Activation = Literal["relu", "silu", "tanh", "mish"]
 _ACTIVATIONS = {"relu": F.relu, "silu": F.silu, "tanh": torch.tanh, "mish": F.mish}
@@ -46,8 +49,9 @@ class EnsembleMLP(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        self.parts = list(in_features)
+        self.parts = tuple(in_features)
         self.activation = _ACTIVATIONS[activation]
+        self.activation_name = activation
         sizes = [sum(in_features), *hidden, out_features]
         self.weights = nn.ParameterList()
         self.biases = nn.ParameterList()
@@ -58,53 +62,84 @@ class EnsembleMLP(nn.Module):
             self.weights.append(weight.uniform_(-bound, bound, generator=generator))
             self.biases.append(bias.uniform_(-bound, bound, generator=generator))
 
-    def forward(self, *inputs: Tensor, frozen: bool = False) -> Float[Tensor, "E ..."]:
+    def project(self, x: Float[Tensor, "... F"], part: int) -> "Projection":
+        """Return the product of an input part with its block of the first layer.
+
+        A part that stays the same over many calls is passed to them as its projection.
+        """
+        block = self.weights[0].split(self.parts, dim=1)[part]
+        product = x.flatten(0, -2) @ block
+        return Projection(product.unflatten(1, x.shape[:-1]))
+
+    def forward(
+        self, *inputs: "Tensor | Projection", frozen: bool = False
+    ) -> Float[Tensor, "E ..."]:
         """Return the outputs of all members, shape (E, *leading, out_features).
 
         Args:
-            inputs: one tensor per input part, (*leading, features), leading dimensions broadcast.
+            inputs: one tensor per input part, (*leading, features), leading dimensions broadcast;
+                or its ``project``-ion.
             frozen: take no gradient for the weights; gradients still flow to the inputs.
         """
-        weights = [w.detach() if frozen else w for w in self.weights]
-        biases = [b.detach() if frozen else b for b in self.biases]
-        leading = torch.broadcast_shapes(*(x.shape[:-1] for x in inputs))
-        if inputs[0].is_cuda:
-            hidden = self._first_layer(inputs, weights[0], biases[0], leading)
-            for weight, bias in zip(weights[1:], biases[1:], strict=True):
-                hidden = torch.baddbmm(bias, self.activation(hidden), weight)
-            return hidden.unflatten(1, leading)
-        members = zip(
-            zip(*(w.unbind(0) for w in weights), strict=True),
-            zip(*(b.unbind(0) for b in biases), strict=True),
-            strict=True,
-        )
-        outputs = []
-        for member_weights, member_biases in members:
-            hidden = self._first_layer(inputs, member_weights[0], member_biases[0], leading)
-            for weight, bias in zip(member_weights[1:], member_biases[1:], strict=True):
-                hidden = torch.addmm(bias, self.activation(hidden), weight)
-            outputs.append(hidden)
-        return torch.stack(outputs).unflatten(1, leading)
+        weights, biases = _tensors(self.weights), _tensors(self.biases)
+        if frozen:
+            weights, biases = [w.detach() for w in weights], [b.detach() for b in biases]
+        projected = tuple(isinstance(x, Projection) for x in inputs)
+        tensors = [x.value if isinstance(x, Projection) else x for x in inputs]
+        leading = broadcast_leading(tensors, projected)
+        differentiable = partial(self._stacked, projected)
+        if self._written_out(tensors[0]):
+            passes = Passes(self.activation_name, self.parts, projected, leading, differentiable)
+            output = run(passes, tensors, weights, biases)
+        else:
+            output = differentiable(tensors, weights, biases)
+        return output.unflatten(1, leading)
+
+    def _written_out(self, x: Tensor) -> bool:
+        """True for eager computation on a CPU; compilers and exporters need plain operations."""
+        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+        return not x.is_cuda and not traced
+
+    def _stacked(
+        self,
+        projected: Sequence[bool],
+        inputs: Sequence[Tensor],
+        weights: Sequence[Tensor],
+        biases: Sequence[Tensor],
+    ) -> Tensor:
+        """Return the outputs (E, N, out) by one batched product per layer, in plain torch."""
+        hidden = self._first_layer(projected, inputs, weights[0], biases[0])
+        for weight, bias in zip(weights[1:], biases[1:], strict=True):
+            hidden = torch.baddbmm(bias, self.activation(hidden), weight)
+        return hidden
 
     def _first_layer(
-        self, inputs: tuple[Tensor, ...], weight: Tensor, bias: Tensor, leading: torch.Size
+        self, projected: Sequence[bool], inputs: Sequence[Tensor], weight: Tensor, bias: Tensor
     ) -> Tensor:
         """Return the first pre-activation with the leading dimensions flattened to one."""
-        blocks = weight.split(self.parts, dim=-2)
-        ensemble = weight.shape[:-2]
-        width = weight.shape[-1]
-        if all(x.shape[:-1] == leading for x in inputs):
-            flat = torch.cat(inputs, dim=-1).flatten(0, -2)
-            if ensemble:
-                return torch.baddbmm(bias, flat.expand(*ensemble, *flat.shape), weight)
-            return torch.addmm(bias, flat, weight)
-        total = bias.reshape(*ensemble, *([1] * len(leading)), width)
-        for part, block in zip(inputs, blocks, strict=True):
-            product = part.flatten(0, -2) @ block
-            total = total + product.reshape(
-                *ensemble, *([1] * (len(leading) - part.dim() + 1)), *part.shape[:-1], width
-            )
-        return total.flatten(len(ensemble), -2)
+        members, _, width = weight.shape
+        if not any(projected) and all(x.shape[:-1] == inputs[0].shape[:-1] for x in inputs):
+            flat = torch.cat(list(inputs), dim=-1).flatten(0, -2)
+            return torch.baddbmm(bias, flat.expand(members, *flat.shape), weight)
+        dims = max(x.dim() - 1 - p for x, p in zip(inputs, projected, strict=True))
+        total = bias.reshape(members, *([1] * dims), width)
+        blocks = weight.split(self.parts, dim=1)
+        for x, done, block in zip(inputs, projected, blocks, strict=True):
+            product = x if done else (x.flatten(0, -2) @ block).unflatten(1, x.shape[:-1])
+            missing = dims - (product.dim() - 2)
+            total = total + product.reshape(members, *([1] * missing), *product.shape[1:-1], width)
+        return total.flatten(1, -2)
+
+
+def _tensors(parameters: nn.ParameterList) -> list[Tensor]:
+    """Return the members; from the dictionary under the list, which takes 20 us to read."""
+    return list(parameters._parameters.values())  # pyright: ignore[reportReturnType]
+
+
+class Projection(NamedTuple):
+    """An input part times its block of the first layer, (E, *leading, H)."""
+
+    value: Float[Tensor, "E ... H"]
 
 
 class MLP(EnsembleMLP):
@@ -123,7 +158,7 @@ class MLP(EnsembleMLP):
             1, in_features, hidden, out_features, activation=activation, generator=generator
         )
 
-    def forward(self, *inputs: Tensor, frozen: bool = False) -> Float[Tensor, "..."]:
+    def forward(self, *inputs: Tensor | Projection, frozen: bool = False) -> Float[Tensor, "..."]:
         """Return the output, shape (*leading, out_features)."""
         return super().forward(*inputs, frozen=frozen).squeeze(0)
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from alam.critics import SafeCritics
 from alam.multiplier import ScalarDualConfig
+from alam.networks import Projection
 from alam.types import Batch
 from algd.diffusion.agent import ALGDAgent
 from algd.diffusion.release import ReleasePolicy, ReleasePolicyConfig
@@ -201,9 +202,12 @@ class Recorder(nn.Module):
         self.output = torch.tensor(output)
         self.inputs: list[Tensor] = []
 
-    def forward(self, obs: Tensor, x: Tensor, embedding: Tensor) -> Tensor:
+    def project(self, x: Tensor, part: int) -> Projection:
+        return Projection(x.unsqueeze(0))
+
+    def forward(self, obs: Tensor | Projection, x: Tensor, level: Tensor | Projection) -> Tensor:
         self.inputs.append(x)
-        return self.output.expand(len(obs), -1)
+        return self.output.expand(len(x), -1)
 
 
 LATENT = torch.tensor([[0.4, -1.3]])

@@ -42,6 +42,11 @@ class DiffusionPolicyConfig:
         re-noised fresh samples of the policy.
     candidates: samples per observation of a deterministic action; 1 is the noise-free chain, more
         the best of so many by energy.
+    hidden, activation, embedding_dim: of the score network; the last is the width of the level
+        embedding.
+    prediction_type: what the network predicts, as diffusers names it; learning_rate: of its Adam.
+    chain_coef, chain_steps, score_coef: of the loss above. update_interval: updates of the critics
+        per update of the policy.
     """
 
     kind: Literal["diffusion"] = "diffusion"
@@ -56,7 +61,7 @@ class DiffusionPolicyConfig:
     chain_steps: int | None = None
     score_coef: float = 1.0
     estimator: Estimator = "mixed"
-    num_score_samples: int = 8
+    num_score_samples: int = 16
     antithetic: bool = True
     base_std: float | None = 1.5
     score_batch_size: int | None = None
@@ -166,15 +171,15 @@ class DiffusionPolicy(nn.Module):
         """
         latent = self.prior_std() * noise[-1]
         steps = self.schedule.num_steps
+        score = self.network.along_chain(obs)
         keep = steps if gradient_steps is None else min(gradient_steps, steps)
         for step in reversed(range(steps)):
-            level = torch.full(
-                latent.shape[:-1], self.schedule.inference_levels[step], device=latent.device
-            )
+            c_latent, c_score, c_noise = self.schedule.steps[step]
             with torch.set_grad_enabled(torch.is_grad_enabled() and step < keep):
-                score = self.network(obs, latent, level)
-                c_latent, c_score, c_noise = self.schedule.coefficients[step].unbind()
-                latent = c_latent * latent + c_score * score + c_noise * noise[step]
+                moved = c_score * score(latent, self.schedule.inference_levels[step])
+                latent = torch.add(moved, latent, alpha=c_latent)
+                if c_noise:
+                    latent = torch.add(latent, noise[step], alpha=c_noise)
         return latent
 
     def sample(

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from alam.networks import MLP
+from alam.networks import MLP, Projection
 from alam.types import Metrics
 from algd.diffusion.policy import Evaluate, PolicyLoss
 from algd.diffusion.schedule import ScheduleConfig, noise_levels
@@ -27,7 +27,14 @@ _NORM_FLOOR = 1e-8
 
 @dataclass(frozen=True)
 class ReleasePolicyConfig:
-    """Settings of the released code: VE sigmas .01 to 1, or linear betas 1e-4 to .02, 5 levels."""
+    """Settings of the released code: VE sigmas .01 to 1, or linear betas 1e-4 to .02, 5 levels.
+
+    variant: ``vesde`` or ``ddpm``. num_timesteps: noise levels. hidden, embedding_dim: of the score
+        network.
+    chain_coef, score_coef: of energy and score loss. num_score_samples: proposals per score target.
+    candidates: samples per deterministic action, the best by energy taken. learning_rate: of Adam.
+    update_interval: updates of the critics per update of the policy.
+    """
 
     kind: Literal["release"] = "release"
     variant: Literal["vesde", "ddpm"] = "vesde"
@@ -116,23 +123,34 @@ class ReleasePolicy(nn.Module):
         return self.num_noises + self.config.num_score_samples
 
     def heads(
-        self, obs: Float[Tensor, "B O"], x: Float[Tensor, "B A"], level: Int[Tensor, " B"]
+        self,
+        obs: Float[Tensor, "B O"] | Projection,
+        x: Float[Tensor, "B A"],
+        level: Float[Tensor, "*B D"] | Projection,
     ) -> tuple[Tensor, ...]:
-        """Return the score head and, for DDPM, the epsilon head."""
-        return self.network(obs, x, self.embedding[level]).split(self.action_dim, dim=-1)
+        """Return the score head and, for DDPM, the epsilon head; ``level`` is embedded."""
+        return self.network(obs, x, level).split(self.action_dim, dim=-1)
 
     def step(
-        self, obs: Float[Tensor, "B O"], latent: Float[Tensor, "B A"], noise: Tensor, index: int
+        self,
+        obs: Float[Tensor, "B O"] | Projection,
+        latent: Float[Tensor, "B A"],
+        noise: Tensor,
+        index: int,
+        level: Projection | None = None,
     ) -> Float[Tensor, "B A"]:
-        """Take one reverse step from level ``index``; the last (index 0) adds no noise."""
-        level = torch.full(latent.shape[:1], index, device=latent.device)
-        score = self.heads(obs, torch.tanh(latent), level)[0]
+        """Take one reverse step from level ``index``; the last (index 0) adds no noise.
+
+        ``level`` is the embedding of the index, where the caller has projected it.
+        """
+        embedded = self.embedding[index] if level is None else level
+        score = self.heads(obs, torch.tanh(latent), embedded)[0]
         if self.config.variant == "vesde":
             previous = self.sigmas[index - 1].square() if index else torch.zeros_like(score[0, 0])
             growth = self.sigmas[index].square() - previous
             moved = latent + growth * score
             return moved + growth.sqrt() * noise if index else moved
-        epsilon = self.heads(obs, latent, level)[1]
+        epsilon = self.heads(obs, latent, embedded)[1]
         alpha, sigma = self.alphas[index], self.sigmas[index]
         one = torch.ones_like(alpha)
         previous_alpha = self.alphas[index - 1] if index else one
@@ -156,8 +174,12 @@ class ReleasePolicy(nn.Module):
         prior_std = self.sigmas[-1] if self.config.variant == "vesde" else 1.0
         latent = prior_std * noise[-1]
         recorded = torch.zeros_like(latent)
+        # Observation and levels meet the first layer once, not at every step.
+        obs_part = self.network.project(obs, 0)
+        level_parts = self.network.project(self.embedding, 2).value.unbind(1)
         for index in reversed(range(self.config.num_timesteps)):
-            latent = self.step(obs, latent, noise[index], index)
+            part = Projection(level_parts[index])
+            latent = self.step(obs_part, latent, noise[index], index, part)
             recorded = torch.where((level == index).unsqueeze(-1), torch.tanh(latent), recorded)
         return torch.tanh(latent), recorded
 
@@ -210,7 +232,7 @@ class ReleasePolicy(nn.Module):
         target = self.score_target(
             obs, recorded, evaluate, temperature, noise[self.num_noises :], level
         )
-        score_loss = F.mse_loss(self.heads(obs, recorded, level)[0], target)
+        score_loss = F.mse_loss(self.heads(obs, recorded, self.embedding[level])[0], target)
         chain_loss = energy.mean()
         loss = self.config.chain_coef * chain_loss + self.config.score_coef * score_loss
         metrics: Metrics = {

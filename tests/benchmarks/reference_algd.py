@@ -55,7 +55,7 @@ class ReferenceALGD(ReferenceLearner):
         assert self.config.temperature.mode == "relative"
         self.denoiser = Denoiser(policy)
         self.levels = list(policy.schedule.inference_levels)
-        self.coefficients = policy.schedule.coefficients.tolist()
+        self.coefficients = policy.schedule.steps
         self.alphas, self.sigmas = policy.schedule.alphas.clone(), policy.schedule.sigmas.clone()
         self.action_dim = agent.action_dim
         self.base_std: float = self.config.base_std

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from torch import nn
 
 from algd.analysis.density import (
     boltzmann_density,
@@ -11,6 +10,7 @@ from algd.analysis.density import (
     total_variation_floor,
     wasserstein1_1d,
 )
+from algd.diffusion.denoiser import Score
 from algd.diffusion.policy import DiffusionPolicy, DiffusionPolicyConfig, latent_energy
 from algd.diffusion.schedule import NoiseSchedule, ScheduleConfig
 
@@ -20,7 +20,7 @@ def double_well(obs, action):
     return energy, torch.zeros_like(energy)
 
 
-class ExactScore(nn.Module):
+class ExactScore(Score):
     """The score of exp(-double_well / temperature) noised to each level, by quadrature."""
 
     def __init__(self, schedule: NoiseSchedule, temperature: float) -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from algd.diffusion.denoiser import Score
 from algd.diffusion.policy import (
     DiffusionPolicy,
     DiffusionPolicyConfig,
@@ -55,7 +56,7 @@ def test_latent_energy_sums_over_action_dimensions_by_hand():
     assert energy.item() == pytest.approx(-0.5 - 2.0 * math.log(0.75), rel=1e-5)
 
 
-class LearntConstants(nn.Module):
+class LearntConstants(Score):
     """A score that is one parameter per level."""
 
     def __init__(self, levels: int) -> None:
