@@ -196,8 +196,8 @@ def check_actions(actions: Float32Array, num_envs: int, action_dim: int) -> None
 def stack_transitions(transitions: Sequence[Transition]) -> StepResult:
     """Stack one transition per environment."""
     return StepResult(
-        next_obs=np.stack([t.next_obs for t in transitions]),
-        obs=np.stack([t.obs for t in transitions]),
+        next_obs=np.array([t.next_obs for t in transitions]),
+        obs=np.array([t.obs for t in transitions]),
         reward=np.array([t.reward for t in transitions], np.float32),
         cost=np.array([t.cost for t in transitions], np.float32),
         terminated=np.array([t.terminated for t in transitions], np.bool_),

@@ -12,6 +12,7 @@ results/environment_speed.json beside this file.
 
 import argparse
 import copy
+import importlib
 import importlib.metadata
 import json
 import os
@@ -22,13 +23,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import mujoco
 import numpy as np
 
 from algd.environments.make import EnvConfig
 from algd.environments.safety_gymnasium import make_safety_env
 from algd.environments.safety_package import load, untextured_world_class
 from algd.environments.vector import make_vector_env
+
+mujoco: Any = importlib.import_module("mujoco")  # its functions have no types
 
 TASKS = (
     "SafetyPointGoal1-v0",
@@ -46,6 +48,11 @@ def thread_us(work: Callable[[], Any]) -> float:
     start = time.thread_time_ns()
     work()
     return (time.thread_time_ns() - start) / 1e3
+
+
+def make(env_id: str, *, fast: bool = True) -> Any:
+    """Make a navigation task without the wrapper that all tasks share."""
+    return make_safety_env(env_id, fast=fast)[0]
 
 
 def actions_of(env: Any, steps: int, seed: int) -> Any:
@@ -76,8 +83,7 @@ def bare_round(task: Any, actions: Any) -> float:
 
 def measure_steps(env_id: str, rounds: int, steps: int) -> dict[str, float]:
     """Return median microseconds per step of the three."""
-    fast, _ = make_safety_env(env_id)
-    slow, _ = make_safety_env(env_id, fast=False)
+    fast, slow = make(env_id), make(env_id, fast=False)
     times: dict[str, list[float]] = {"fast": [], "untouched": [], "bare": []}
     for index in range(rounds):
         actions = actions_of(fast, steps, index)
@@ -91,10 +97,7 @@ def measure_steps(env_id: str, rounds: int, steps: int) -> dict[str, float]:
 
 def measure_resets(env_id: str, seeds: int) -> dict[str, list[float]]:
     """Return milliseconds per reset of fast and untouched, by seed, after a first reset."""
-    envs = {
-        "fast": make_safety_env(env_id)[0],
-        "untouched": make_safety_env(env_id, fast=False)[0],
-    }
+    envs = {"fast": make(env_id), "untouched": make(env_id, fast=False)}
     first = {name: thread_us(lambda: env.reset(seed=0)) for name, env in envs.items()}  # noqa: B023
     times: dict[str, list[float]] = {name: [] for name in envs}
     for seed in range(1, seeds + 1):
@@ -159,7 +162,7 @@ def ablate_steps(env_id: str, rounds: int, steps: int) -> dict[str, float]:
     """Return median microseconds per step with one gain undone at a time."""
     envs: dict[str, Any] = {}
     for name, undo in STEP_ABLATIONS.items():
-        envs[name], _ = make_safety_env(env_id)
+        envs[name] = make(env_id)
         envs[name].reset(seed=0)
         undo(envs[name]._builder)
     times: dict[str, list[float]] = {name: [] for name in envs}
@@ -173,8 +176,8 @@ def ablate_steps(env_id: str, rounds: int, steps: int) -> dict[str, float]:
 
 def ablate_resets(env_id: str, seeds: int) -> dict[str, float]:
     """Return median milliseconds per reset with one gain undone at a time."""
-    envs = {name: make_safety_env(env_id)[0] for name in ("nothing undone", "model compiled")}
-    package_draws, _ = make_safety_env(env_id)
+    envs = {name: make(env_id) for name in ("nothing undone", "model compiled")}
+    package_draws = make(env_id)
     task = package_draws._builder.task
     drawn = load().random_generator.RandomGenerator()
     task.random_generator = task.agent.random_generator = drawn
@@ -236,7 +239,7 @@ def report_steps(env_id: str, us: dict[str, float]) -> None:
 
 def main() -> None:
     """Measure, print and store."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description="Measure the fast navigation tasks.")
     parser.add_argument("--tasks", nargs="+", default=list(TASKS))
     parser.add_argument("--quick", action="store_true", help="a tenth of the rounds; not stored")
     parser.add_argument("--envs", type=int, default=8, help="environments of the vector figures")

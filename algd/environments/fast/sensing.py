@@ -6,7 +6,7 @@ task this is faster than a dozen numpy calls on arrays of that length.
 """
 
 import importlib
-import math
+from math import atan2, hypot, pi, prod
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 mujoco: Any = importlib.import_module("mujoco")  # its functions have no types
 
-_TURN = 2 * math.pi
+_TURN = 2 * pi
 
 
 class Scene:
@@ -107,22 +107,25 @@ def lidar(
     for x, y, _ in points:
         x -= agent_x
         y -= agent_y
-        ego = complex(x * m00 + y * m10 + below_x, x * m01 + y * m11 + below_y)
-        distance = abs(ego)
+        ahead = x * m00 + y * m10 + below_x
+        left = x * m01 + y * m11 + below_y
+        distance = hypot(ahead, left)
         if distance >= reach:
             continue
         closeness = (reach - distance) / reach
-        angle = math.atan2(ego.imag, ego.real) % _TURN
-        # A tiny negative angle is rounded to a full turn.
-        index = int(angle / width) % bins
-        share = (angle - width * index) / width
-        after = index + 1 if index + 1 < bins else 0
+        turned = atan2(left, ahead) % _TURN / width
+        index = int(turned)
+        share = (turned - index) * closeness
+        if index == bins:  # a tiny negative angle is rounded to a full turn
+            index = 0
         if closeness > result[index]:
             result[index] = closeness
-        if share * closeness > result[after]:
-            result[after] = share * closeness
-        if (1 - share) * closeness > result[index - 1]:
-            result[index - 1] = (1 - share) * closeness
+        after = index + 1 if index + 1 < bins else 0
+        if share > result[after]:
+            result[after] = share
+        share = closeness - share
+        if share > result[index - 1]:
+            result[index - 1] = share
     return result
 
 
@@ -154,7 +157,7 @@ class SensorReader:
             else:
                 skipped = 2 if name == info.freejoint_pos_name else 0
                 copies += [(start + i, address + skipped + i) for i in range(size - skipped)]
-            start += math.prod(space.shape)
+            start += prod(space.shape)
         self.size = start
         self._to, self._from = (np.array(ends, int) for ends in zip(*copies, strict=True))
         self._copies_prefix = bool((self._to == np.arange(len(self._to))).all())
