@@ -27,6 +27,7 @@ _VERBS = {
     "compare": "groups of runs side by side, with intervals",
     "dashboard": "runs in one page, from a file or a local server",
     "lab": "figures and a table of what a run has learnt",
+    "ablate": "compare settings along one axis, with intervals",
     "export": "turn a run into a policy to give away",
     "check-env": "say what is wrong with an environment",
     "doctor": "examine this machine",

@@ -226,4 +226,7 @@ def _visited(
     axis.set_aspect("equal")
     axis.set_xlabel("x (m)")
     axis.set_ylabel("y (m)")
-    axis.set_title(f"states visited,\n{int(rollouts.episode.max()) + 1} episodes and layouts")
+    count = int(rollouts.episode.max()) + 1
+    axis.set_title(
+        "states visited,\n1 episode" if count == 1 else f"states visited,\n{count} layouts"
+    )

@@ -1,0 +1,159 @@
+"""Figures of an ablation: measures over the variants, and the error of score targets.
+
+In: rows of the table. Out: pngs.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from algd.experiments.ablation import Axis
+from algd.experiments.ablation_table import Row
+from algd.experiments.lab_style import (
+    BLACK,
+    GREY,
+    PALETTE,
+    TWO_COLUMNS,
+    new_figure,
+    paper_style,
+    save,
+)
+
+_PANEL_HEIGHT = 1.5
+_SHOWN = {
+    "conditioning and sampling": ("curvature", "convex", "tv_law", "tv_exact", "w1_exact"),
+    "multiplier and safety": ("multiplier_l1", "multiplier_tv", "cost_tv", "excess", "violations"),
+    "outcome": ("return", "training_violations", "infeasible", "auroc", "cpu_seconds"),
+}
+
+
+def draw_ablation(axis: Axis, rows: Sequence[Row], folder: Path) -> list[Path]:
+    """Draw measures (rows) by task (columns); bars are 95 % intervals, the line the reference."""
+    figures = []
+    for title, names in _SHOWN.items():
+        chosen = [row for row in rows if row.measure.name in names]
+        if not chosen:
+            continue
+        name = f"{axis.name}_{title.replace(' ', '_')}.png"
+        figures.append(_draw_panels(axis, chosen, title, folder / name))
+    return figures
+
+
+def draw_score_errors(errors: Sequence[tuple[str, int, Any]], path: Path, *, dim: int) -> Path:
+    """Draw the relative squared error of score targets over the noise level.
+
+    Args:
+        errors: (estimator, samples, ``ScoreError``).
+        path: of the png.
+        dim: of the law, named in the title.
+    """
+    kinds = list(dict.fromkeys(kind for kind, _, _ in errors))
+    with paper_style():
+        figure, axes = new_figure(TWO_COLUMNS, 2.5, 1, len(kinds))
+        for axis, kind in zip(axes[0], kinds, strict=True):
+            own = [(count, error) for name, count, error in errors if name == kind]
+            for place, (count, error) in enumerate(own):
+                colour = PALETTE[place % len(PALETTE)]
+                axis.loglog(error.sigmas, error.total, color=colour, label=f"{count} samples")
+                axis.loglog(error.sigmas, error.squared_bias, ":", color=colour, linewidth=0.8)
+            axis.axhline(0.1, color=GREY, linewidth=0.8, linestyle="--")
+            axis.set_title(kind)
+            axis.set_xlabel(r"noise level $\sigma$ (latent)")
+            axis.set_ylim(1e-4, 300)
+        axes[0, 0].set_ylabel("squared error / E|score|²")
+        axes[0, -1].legend(loc="upper left", fontsize=6, ncols=2)
+        figure.suptitle(
+            f"Score targets against the exact score, two modes in {dim}-D "
+            "(dotted: squared bias; dashed: 0.1)"
+        )
+        return save(figure, path)
+
+
+def _draw_panels(axis: Axis, rows: Sequence[Row], title: str, path: Path) -> Path:
+    tasks = list(dict.fromkeys(row.task for row in rows))
+    measures = list(dict.fromkeys(row.measure for row in rows))
+    with paper_style():
+        height = 0.9 + _PANEL_HEIGHT * len(measures)
+        figure, axes = new_figure(TWO_COLUMNS, height, len(measures), len(tasks))
+        for across, task in enumerate(tasks):
+            for down, measure in enumerate(measures):
+                panel = axes[down, across]
+                here = [row for row in rows if row.task == task and row.measure == measure]
+                _draw_panel(axis, panel, here, last=down == len(measures) - 1)
+                if down == 0:
+                    panel.set_title(task)
+                if across == 0:
+                    panel.set_ylabel(_wrapped(measure.label), fontsize=6.5)
+        handles, labels = axes[0, 0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=max(len(labels), 1))
+        figure.suptitle(f"{axis.name}: {title} (95 % intervals over seeds)")
+        return save(figure, path)
+
+
+def _draw_panel(axis: Axis, panel: Any, rows: Sequence[Row], *, last: bool) -> None:
+    if not rows:
+        panel.text(0.5, 0.5, "not measured", ha="center", va="center", transform=panel.transAxes)
+        panel.set_xticks([])
+        panel.set_yticks([])
+        return
+    by_name = {row.variant: row for row in rows}
+    places = {
+        variant.name: float(index) if variant.position is None else variant.position
+        for index, variant in enumerate(axis.variants)
+    }
+    groups = list(dict.fromkeys(variant.group for variant in axis.variants))
+    for index, group in enumerate(groups):
+        names = [v.name for v in axis.variants if v.group == group and v.name in by_name]
+        if not names:
+            continue
+        means = [by_name[name].value.mean for name in names]
+        halves = np.nan_to_num([by_name[name].value.half for name in names])
+        shift = 0.08 * (index - 0.5 * (len(groups) - 1))
+        panel.errorbar(
+            [places[name] + shift for name in names],
+            means,
+            yerr=halves,
+            fmt="o-" if len(names) > 1 else "s",
+            markersize=3,
+            linewidth=0.8,
+            capsize=2,
+            color=PALETTE[index % len(PALETTE)],
+            label=group or "mean over seeds",
+        )
+    reference = by_name.get(axis.reference)
+    if reference is not None:
+        panel.axhline(
+            reference.value.mean,
+            color=BLACK,
+            linewidth=0.6,
+            linestyle=":",
+            label=f"reference: {axis.reference}",
+        )
+    _label_variants(axis, panel, places, last=last)
+
+
+def _label_variants(axis: Axis, panel: Any, places: dict[str, float], *, last: bool) -> None:
+    """Name each place along x once; where several groups share it, by what they share."""
+    names: dict[float, str] = {}
+    for variant in axis.variants:
+        text = variant.name
+        if variant.group and text.startswith(variant.group):
+            text = text[len(variant.group) :].strip()
+        names.setdefault(places[variant.name], text)
+    panel.set_xticks(list(names))
+    if last:
+        panel.set_xticklabels(list(names.values()), rotation=45, ha="right")
+    else:
+        panel.set_xticklabels([])
+
+
+def _wrapped(label: str) -> str:
+    """Break a label once, near its middle."""
+    words, lines = label.split(), [""]
+    for word in words:
+        if lines[-1] and len(lines[-1]) + len(word) > 16:
+            lines.append("")
+        lines[-1] = f"{lines[-1]} {word}".strip()
+    return "\n".join(lines)

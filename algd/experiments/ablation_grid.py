@@ -1,0 +1,111 @@
+"""Runs one axis of the ablation to its table and figures.
+
+In: an axis, tasks, a folder. Out: the folder: cells/, table.csv, table.md, figures; the table and
+the verdicts on the console.
+"""
+
+import csv
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from algd.experiments.ablation import AXES, Task, find_task, plan_cells
+from algd.experiments.ablation_run import CellResult, run_cells
+from algd.experiments.ablation_table import markdown, tabulate, write_csv
+
+_SCORE_SAMPLES = (2, 4, 8, 16, 32, 64)
+_SCORE_POINTS, _SCORE_REPEATS = 128, 32
+_ESTIMATORS = ("target", "denoising", "mixed")
+
+
+def ablate(
+    axis_name: str,
+    directory: Path,
+    *,
+    envs: Sequence[str] = (),
+    seeds: int = 5,
+    jobs: int = 1,
+    preset: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    say: Callable[[str], None] = print,
+) -> list[CellResult]:
+    """Run, or finish, the grid of an axis and write its table and figures.
+
+    Args:
+        axis_name: of ``AXES``.
+        directory: of the grid; an earlier one there is continued.
+        envs: short names of tasks or ids of environments; by default the axis's own tasks.
+        seeds: per variant and task.
+        jobs: cells at a time.
+        preset: replaces the axis's own.
+        overrides: configuration keys of every cell.
+        say: receives lines.
+
+    Raises:
+        UserError: no cell could be finished, or the folder holds other settings.
+    """
+    from algd.experiments.ablation_figures import draw_ablation
+    from algd.experiments.lab_style import paper_style
+
+    with paper_style():  # says at once where matplotlib is missing
+        axis = AXES[axis_name]
+    tasks = [find_task(env) for env in envs or axis.tasks]
+    cells = plan_cells(
+        axis, tasks, seeds=seeds, directory=directory, preset=preset, overrides=overrides
+    )
+    say(f"{axis.name}: {axis.question}")
+    say(f"{len(cells)} cells: {len(axis.variants)} variants, {len(tasks)} tasks, {seeds} seeds")
+    directory.mkdir(parents=True, exist_ok=True)
+    results = run_cells(cells, jobs=jobs, updates=axis.updates, say=say)
+    rows = tabulate(axis, results)
+    write_csv(rows, directory / "table.csv")
+    text = markdown(axis, rows)
+    (directory / "table.md").write_text(text, encoding="utf-8")
+    figures = draw_ablation(axis, rows, directory)
+    if axis.name == "estimator":
+        figures += _score_errors(directory, _sampler_dims(tasks))
+    say(text)
+    for result in results:
+        if result.error:
+            say(f"failed: {result.cell.directory}: {result.error}")
+    say(f"table.csv, table.md and {len(figures)} figures: {directory}")
+    return results
+
+
+def _sampler_dims(tasks: Sequence[Task]) -> list[int]:
+    return sorted({task.sampler_dim for task in tasks if task.sampler_dim})
+
+
+def _score_errors(directory: Path, dims: Sequence[int]) -> list[Path]:
+    """Measure every estimator against the exact score, no training involved."""
+    from algd.analysis.score_error import TwoModeLaw, score_error
+    from algd.diffusion.schedule import ScheduleConfig
+    from algd.experiments.ablation_figures import draw_score_errors
+
+    figures = []
+    with (directory / "score_error.csv").open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(
+            ["action_dim", "estimator", "samples", "sigma", "squared_bias", "variance", "total"]
+        )
+        for dim in dims:
+            errors = []
+            for kind in _ESTIMATORS:
+                for count in _SCORE_SAMPLES:
+                    error = score_error(
+                        TwoModeLaw(action_dim=dim),
+                        ScheduleConfig(),
+                        kind,
+                        num_samples=count,
+                        num_points=_SCORE_POINTS,
+                        num_repeats=_SCORE_REPEATS,
+                    )
+                    errors.append((kind, count, error))
+                    columns = (error.sigmas, error.squared_bias, error.variance, error.total)
+                    writer.writerows(
+                        [dim, kind, count, *map(float, row)] for row in zip(*columns, strict=True)
+                    )
+            figures.append(
+                draw_score_errors(errors, directory / f"score_error_{dim}d.png", dim=dim)
+            )
+    return figures

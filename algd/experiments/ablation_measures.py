@@ -1,0 +1,181 @@
+"""What is measured of every cell of an ablation, and which way is better.
+
+In: a finished run, or a sampler trained on an exact energy. Out: numbers by name; those that do
+not apply to a task are left out.
+"""
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from algd.analysis.agent_energy import AgentEnergy
+from algd.analysis.density import boltzmann_density, box_grid
+from algd.analysis.oscillation import read_metrics, run_oscillation
+from algd.analysis.sampling_error import sampling_error
+from algd.experiments.lab_calibration import measure_foresight
+from algd.experiments.lab_exact import ExactComparison, compare_with_exact
+from algd.experiments.lab_rollouts import policy_rollouts, random_rollouts
+from algd.experiments.lab_states import MAX_EXACT_DIM, state_curvature
+from algd.training.load import LoadedPolicy, load
+
+Floats = NDArray[np.float64]
+
+_STATES = 12
+_BOX_ACTIONS = 128
+_SAMPLES = 2_000
+_LAW_POINTS = {1: 401, 2: 61}
+_ROLLOUT_STEPS = 1_000
+_MIN_ISLAND_SHARE = 0.1  # of the samples, for an island to count as held
+
+
+@dataclass(frozen=True)
+class Measure:
+    """name: key. label: heading with its unit. better: which way, or neither."""
+
+    name: str
+    label: str
+    better: Literal["higher", "lower", "neither"]
+
+
+MEASURES: tuple[Measure, ...] = (
+    Measure("curvature", "smallest Hessian eigenvalue (reward/action²)", "higher"),
+    Measure("curvature_plain", "the same without augmentation", "neither"),
+    Measure("convex", "convex share of the box", "higher"),
+    Measure("tv_law", "TV to the law of the learnt energy", "lower"),
+    Measure("tv_exact", "TV to the exact law", "lower"),
+    Measure("w1_exact", "W1 to the exact law (action)", "lower"),
+    Measure("multiplier_l1", "multiplier, relative L1", "lower"),
+    Measure("slackness", "slackness residual (reward)", "lower"),
+    Measure("multiplier_tv", "multiplier oscillation (per 1,000 updates)", "lower"),
+    Measure("cost_tv", "cost oscillation (cost per 1,000 updates)", "lower"),
+    Measure("excess", "excess cost (of the limit)", "lower"),
+    Measure("violations", "episodes over the limit", "lower"),
+    Measure("training_violations", "episodes over the limit in training", "lower"),
+    Measure("return", "return (reward per episode)", "higher"),
+    Measure("cost", "cost (per episode)", "neither"),
+    Measure("both_islands", "states holding both islands", "higher"),
+    Measure("infeasible", "infeasible samples", "lower"),
+    Measure("auroc", "AUROC of the multiplier, uniform actions", "higher"),
+    Measure("cpu_seconds", "training (CPU s)", "lower"),
+)
+
+# The four claims that the papers make of the augmented energy, and what decides each.
+CLAIMS: dict[str, tuple[str, ...]] = {
+    "better conditioned": ("curvature", "convex"),
+    "samples better": ("tv_exact", "tv_law", "w1_exact"),
+    "oscillates less": ("multiplier_tv", "cost_tv"),
+    "violates less": ("excess", "violations", "training_violations"),
+}
+
+
+def measure_run(run_dir: Path) -> dict[str, float]:
+    """Measure a finished run of any environment."""
+    loaded = load(run_dir)
+    probe = AgentEnergy(loaded)
+    limit = loaded.config.constraint.cost_limit
+    own = policy_rollouts(loaded, steps=_ROLLOUT_STEPS, seed=loaded.config.seed)
+    exact = compare_with_exact(loaded, probe)
+    obs = own.obs if exact is None else exact.tables.obs
+    rows = np.linspace(0, len(obs) - 1, min(_STATES, len(obs))).astype(int)
+    oscillation = run_oscillation(read_metrics(run_dir))
+    found = {
+        "return": float(own.episode_returns.mean()),
+        "cost": float(own.episode_costs.mean()),
+        "violations": float((own.episode_costs > limit).mean()),
+        "training_violations": _training_violations(run_dir, limit),
+        "multiplier_tv": oscillation.multiplier,
+        "cost_tv": oscillation.cost,
+    }
+    found |= _landscape(probe, obs[rows])
+    found |= _law(probe, obs[rows])
+    if exact is not None:
+        found |= _exact(exact)
+    if loaded.config.env.id.startswith("AnalyticIslands"):
+        found |= _islands(loaded, probe)
+    if exact is None:
+        uniform = random_rollouts(loaded, steps=_ROLLOUT_STEPS, seed=loaded.config.seed + 1)
+        foresight = measure_foresight(probe, uniform)
+        if foresight is not None:
+            found["auroc"] = foresight.multiplier_auroc
+    return {name: value for name, value in found.items() if np.isfinite(value)}
+
+
+def measure_sampler(samples: Floats, density: Floats, grid: tuple[Floats, ...]) -> dict[str, float]:
+    """Measure samples (n, A) of a policy trained on an exact energy."""
+    error = sampling_error(samples, density, grid)
+    return {"tv_exact": error.total_variation, "w1_exact": error.wasserstein1}
+
+
+def _training_violations(run_dir: Path, limit: float) -> float:
+    path = run_dir / "episodes.csv"
+    if not path.is_file():
+        return float("nan")
+    with path.open(newline="", encoding="utf-8") as stream:
+        costs = np.array([float(row["cost"]) for row in csv.DictReader(stream)])
+    return float((costs > limit).mean()) if len(costs) else float("nan")
+
+
+def _landscape(probe: AgentEnergy, obs: NDArray[np.float32]) -> dict[str, float]:
+    """Curvature over the box of actions: of the energy in use, and of the plain one."""
+    rng = np.random.default_rng(0)
+    actions = rng.uniform(-1.0, 1.0, (_BOX_ACTIONS, probe.action_dim))
+    augmented = probe.agent.constraint.config.augmented
+    smallest, plain, convex = [], [], []
+    for row in obs:
+        both = state_curvature(probe, row, actions)
+        used = both.augmented if augmented else both.plain
+        smallest.append(float(used.min()))
+        plain.append(float(both.plain.min()))
+        convex.append(float((used >= 0).double().mean()))
+    return {
+        "curvature": float(np.mean(smallest)),
+        "curvature_plain": float(np.mean(plain)),
+        "convex": float(np.mean(convex)),
+    }
+
+
+def _law(probe: AgentEnergy, obs: NDArray[np.float32]) -> dict[str, float]:
+    """Distance of samples to the Boltzmann law of the agent's own energy: the sampler's error."""
+    dim = probe.action_dim
+    if dim > MAX_EXACT_DIM:
+        return {}
+    grid = box_grid(dim, _LAW_POINTS[dim])
+    distances = []
+    for row in obs:
+        density = boltzmann_density(
+            lambda actions, row=row: probe.energy(row, actions), grid, probe.temperature
+        )
+        samples = probe.samples(row, _SAMPLES)
+        distances.append(sampling_error(samples, density, grid).total_variation)
+    return {"tv_law": float(np.mean(distances))}
+
+
+def _exact(exact: ExactComparison) -> dict[str, float]:
+    return {
+        "tv_exact": exact.total_variation,
+        "w1_exact": exact.wasserstein1,
+        "multiplier_l1": exact.relative_l1,
+        "slackness": exact.slackness,
+        "excess": exact.excess,
+    }
+
+
+def _islands(loaded: LoadedPolicy, probe: AgentEnergy) -> dict[str, float]:
+    """Whether samples hold both feasible islands, where there are two, and how many lie outside."""
+    from algd.environments.analytic_islands import IslandsTask
+
+    config = loaded.config
+    task = IslandsTask(action_dim=probe.action_dim, cost_limit=config.constraint.cost_limit)
+    held, outside = [], []
+    for state in np.linspace(0.3, 0.95, _STATES):
+        samples = probe.samples(np.array([state], dtype=np.float32), _SAMPLES)
+        feasible = task.feasible(state, samples)
+        left = (feasible & (samples[:, 0] < 0)).mean()
+        right = (feasible & (samples[:, 0] > 0)).mean()
+        held.append(min(left, right) >= _MIN_ISLAND_SHARE)
+        outside.append(1.0 - feasible.mean())
+    return {"both_islands": float(np.mean(held)), "infeasible": float(np.mean(outside))}

@@ -1,0 +1,195 @@
+"""Runs the cells of an ablation in worker processes; a finished cell is never run again.
+
+In: cells. Out: in each cell's directory the run and measures.json, written last and at once. A grid
+that was interrupted goes on where it stopped: finished cells are read, unfinished runs resumed.
+"""
+
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from algd.errors import ConfigError, UserError
+from algd.experiments.ablation import Cell
+
+MEASURES_FILE = "measures.json"
+_SAMPLER_BATCH = 256
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """A cell and what was measured; ``error`` instead of measures where it failed."""
+
+    cell: Cell
+    measures: dict[str, float]
+    error: str = ""
+
+
+def run_cells(
+    cells: Sequence[Cell], *, jobs: int, updates: int, say: Callable[[str], None] = print
+) -> list[CellResult]:
+    """Run what is not finished, ``jobs`` cells at a time, and return every cell's result.
+
+    Args:
+        cells: the grid.
+        jobs: worker processes; 1 runs the cells in this one.
+        updates: gradient steps of cells without an environment.
+        say: receives a line per finished cell.
+
+    Raises:
+        ConfigError: a directory holds a cell of other settings, or a variant does not fit.
+    """
+    plans = {cell.directory: _settings(cell, updates) for cell in cells}
+    results: dict[Path, CellResult] = {}
+    for cell in cells:
+        found = _finished(cell, plans[cell.directory])
+        if found is not None:
+            results[cell.directory] = CellResult(cell, found)
+    waiting = [cell for cell in cells if cell.directory not in results]
+    if results:
+        say(f"{len(results)} of {len(cells)} cells are finished already")
+    started = time.monotonic()
+    for result in _results(waiting, plans, jobs, updates):
+        results[result.cell.directory] = result
+        left = len(cells) - len(results)
+        pace = (time.monotonic() - started) / (len(waiting) - left)
+        cell, state = result.cell, result.error or "done"
+        say(
+            f"[{len(results)}/{len(cells)}] {cell.task.name}, {cell.variant.name}, "
+            f"seed {cell.seed}: {state}; about {left * pace / 60:.1f} min left"
+        )
+    return [results[cell.directory] for cell in cells]
+
+
+def _results(
+    cells: Sequence[Cell], plans: dict[Path, dict[str, Any]], jobs: int, updates: int
+) -> Any:
+    if jobs == 1 or len(cells) <= 1:
+        for cell in cells:
+            yield run_cell(cell, plans[cell.directory], updates)
+        return
+    # Spawned, not forked: torch's threads do not survive a fork.
+    pool = ProcessPoolExecutor(min(jobs, len(cells)), mp_context=get_context("spawn"))
+    with pool:
+        futures = [pool.submit(run_cell, cell, plans[cell.directory], updates) for cell in cells]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def run_cell(cell: Cell, settings: dict[str, Any], updates: int) -> CellResult:
+    """Train and measure one cell; what a user can act on becomes its ``error``."""
+    import torch
+
+    from algd.training.trainer import Interrupted
+
+    torch.set_num_threads(1)
+    try:
+        with Path(os.devnull).open("w") as silence, contextlib.redirect_stdout(silence):
+            measures = _train_sampler(cell, updates) if cell.task.sampler_dim else _train(cell)
+    except UserError as error:
+        return CellResult(cell, {}, str(error))
+    except Interrupted as stop:  # its checkpoint is written; the whole grid is to stop
+        raise KeyboardInterrupt from stop
+    _write(cell.directory / MEASURES_FILE, {"settings": settings, "measures": measures})
+    return CellResult(cell, measures)
+
+
+def _train(cell: Cell) -> dict[str, float]:
+    from algd.experiments.ablation_measures import measure_run
+    from algd.experiments.config import load_config
+    from algd.training.run_directory import is_run_dir
+    from algd.training.trainer import resume, train
+
+    started = time.process_time()
+    resumed = is_run_dir(cell.directory)
+    if resumed:
+        resume(cell.directory)
+    else:
+        train(load_config([cell.preset], cell.overrides), cell.directory)
+    # Of a run that was interrupted only the last part was timed.
+    spent = {} if resumed else {"cpu_seconds": time.process_time() - started}
+    return measure_run(cell.directory) | spent
+
+
+def _train_sampler(cell: Cell, updates: int) -> dict[str, float]:
+    from algd.analysis.sampling_error import (
+        draw_samples,
+        exact_density,
+        train_sampler,
+        two_mode_energy,
+    )
+    from algd.diffusion.policy import DiffusionPolicyConfig
+    from algd.diffusion.release import ReleasePolicyConfig
+    from algd.experiments.ablation_measures import measure_sampler
+    from algd.experiments.config import load_config
+
+    config = load_config([cell.preset], cell.overrides).policy
+    if not isinstance(config, DiffusionPolicyConfig | ReleasePolicyConfig):
+        raise ConfigError(f"{cell.task.name} needs a denoising policy, got {config.kind}")
+    if isinstance(config, DiffusionPolicyConfig):
+        # Nothing competes for the time of a critic here: every row carries the score term.
+        config = replace(config, score_batch_size=None)
+    dim = cell.task.sampler_dim
+    energy = two_mode_energy(dim)
+    started = time.process_time()
+    policy = train_sampler(
+        config,
+        energy,
+        dim,
+        updates=updates,
+        batch_size=_SAMPLER_BATCH,
+        score_only=isinstance(config, DiffusionPolicyConfig),
+        seed=cell.seed,
+    )
+    spent = time.process_time() - started
+    samples = draw_samples(policy, 10_000, seed=cell.seed)
+    measures = measure_sampler(samples, *exact_density(energy, dim))
+    cell.directory.mkdir(parents=True, exist_ok=True)
+    return measures | {"cpu_seconds": spent}
+
+
+def _settings(cell: Cell, updates: int) -> dict[str, Any]:
+    """All that determines a cell, as JSON reads it back."""
+    from algd.experiments.config import load_config, to_dict
+
+    tree: dict[str, Any] = to_dict(load_config([cell.preset], cell.overrides))
+    if cell.task.sampler_dim:
+        tree = {"seed": cell.seed, "policy": tree["policy"], "updates": updates}
+    return json.loads(json.dumps(tree))
+
+
+def _finished(cell: Cell, settings: dict[str, Any]) -> dict[str, float] | None:
+    path = cell.directory / MEASURES_FILE
+    if not path.is_file():
+        return None
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    if stored["settings"] != settings:
+        raise ConfigError(
+            f"{cell.directory} holds a cell of other settings; name another folder with --dir, "
+            "or remove this one"
+        )
+    return stored["measures"]
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    from algd.training.durable_files import replace_durably
+
+    replace_durably(path, json.dumps(content, indent=1, sort_keys=True).encode())
+
+
+def default_jobs() -> int:
+    """Return the number of cores this process may use."""
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

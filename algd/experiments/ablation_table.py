@@ -1,0 +1,196 @@
+"""The table of an ablation: means with 95 % intervals, and differences from a reference.
+
+In: results of cells. Out: rows in long form, a CSV, Markdown that also serves the console, and
+verdicts on the claims made of the augmented energy. Intervals are Student's over seeds; differences
+are paired by seed. No correction is made for looking at many of them.
+"""
+
+import csv
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from algd.experiments.ablation import Axis
+from algd.experiments.ablation_measures import CLAIMS, MEASURES, Measure
+from algd.experiments.ablation_run import CellResult
+
+_LEVEL = 0.95
+_KEYS = ("task", "variant", "measure", "seeds")
+Verdict = Literal["better", "worse", "no difference", "unknown", "reference"]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean and the half width of its interval, NaN below two values."""
+
+    mean: float
+    half: float
+    count: int
+
+    @property
+    def low(self) -> float:
+        """Lower end."""
+        return self.mean - self.half
+
+    @property
+    def high(self) -> float:
+        """Upper end."""
+        return self.mean + self.half
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measure of one variant on one task; ``difference`` is from the reference, paired."""
+
+    task: str
+    variant: str
+    measure: Measure
+    value: Interval
+    difference: Interval
+    verdict: Verdict
+
+
+def _ends(interval: Interval) -> tuple[float, float, float]:
+    return interval.mean, interval.low, interval.high
+
+
+def student_interval(values: Sequence[float]) -> Interval:
+    """Return the mean of independent values with its 95 % interval."""
+    from scipy.stats import t
+
+    count = len(values)
+    if count == 0:
+        return Interval(math.nan, math.nan, 0)
+    mean = float(np.mean(values))
+    if count == 1:
+        return Interval(mean, math.nan, 1)
+    spread = float(np.std(values, ddof=1)) / math.sqrt(count)
+    return Interval(mean, float(t.ppf(0.5 + _LEVEL / 2, count - 1)) * spread, count)
+
+
+def tabulate(axis: Axis, results: Sequence[CellResult]) -> list[Row]:
+    """Return the rows that have at least one value, by task, measure and variant."""
+    values: dict[tuple[str, str, str], dict[int, float]] = {}
+    for result in results:
+        for name, value in result.measures.items():
+            key = (result.cell.task.name, result.cell.variant.name, name)
+            values.setdefault(key, {})[result.cell.seed] = value
+    rows = []
+    for task in dict.fromkeys(result.cell.task.name for result in results):
+        for measure in MEASURES:
+            base = values.get((task, axis.reference, measure.name), {})
+            for variant in axis.variants:
+                found = values.get((task, variant.name, measure.name))
+                if found is None:
+                    continue
+                pairs = [found[seed] - base[seed] for seed in sorted(found) if seed in base]
+                difference = student_interval(pairs)
+                own = variant.name == axis.reference
+                rows.append(
+                    Row(
+                        task,
+                        variant.name,
+                        measure,
+                        student_interval([found[seed] for seed in sorted(found)]),
+                        difference,
+                        "reference" if own else _verdict(measure, difference),
+                    )
+                )
+    return rows
+
+
+def write_csv(rows: Sequence[Row], path: Path) -> None:
+    """Write one line per row, numbers as Python reads them back."""
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(
+            [*_KEYS, "mean", "low", "high"]
+            + [f"difference_{part}" for part in ("mean", "low", "high")]
+            + ["verdict"]
+        )
+        for row in rows:
+            value, change = row.value, row.difference
+            writer.writerow(
+                [row.task, row.variant, row.measure.name, value.count]
+                + [f"{number!r}" for interval in (value, change) for number in _ends(interval)]
+                + [row.verdict]
+            )
+
+
+def markdown(axis: Axis, rows: Sequence[Row]) -> str:
+    """Return a table per task and the verdicts; bold differs from the reference."""
+    lines = [
+        f"# Ablation: {axis.name}",
+        "",
+        axis.question,
+        "",
+        f"Mean ± half of the 95 % interval (Student) over seeds. Reference: {axis.reference}. "
+        "**Bold**: the paired difference from the reference excludes 0 (no correction for many "
+        "comparisons); (+) better, (-) worse.",
+    ]
+    for task in dict.fromkeys(row.task for row in rows):
+        lines += ["", f"## {task}", "", *_task_table(axis, [r for r in rows if r.task == task])]
+    lines += ["", "## Verdicts", "", *verdict_lines(axis, rows)]
+    return "\n".join(lines) + "\n"
+
+
+def verdict_lines(axis: Axis, rows: Sequence[Row]) -> list[str]:
+    """Say for each claim and measure which variants beat the reference, and which lose to it."""
+    lines = []
+    for claim, names in CLAIMS.items():
+        lines.append(f"- Claim: {claim} than {axis.reference}")
+        told = [row for row in rows if row.measure.name in names and row.verdict != "reference"]
+        groups = dict.fromkeys((row.task, row.measure.name) for row in told)
+        for task, name in groups:
+            here = [row for row in told if row.task == task and row.measure.name == name]
+            parts = []
+            for verdict in ("better", "worse", "no difference", "unknown"):
+                chosen = [row for row in here if row.verdict == verdict]
+                if chosen:
+                    parts.append(f"{verdict}: {', '.join(_difference_text(r) for r in chosen)}")
+            lines.append(f"  - {task}, {here[0].measure.label}: {'; '.join(parts)}")
+        if not told:
+            lines.append("  - not measured on these tasks")
+    return lines
+
+
+def _task_table(axis: Axis, rows: list[Row]) -> list[str]:
+    measures = list(dict.fromkeys(row.measure for row in rows))
+    variants = [v.name for v in axis.variants if any(row.variant == v.name for row in rows)]
+    cells = {(row.variant, row.measure): row for row in rows}
+    header = ["measure", *variants]
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    for measure in measures:
+        texts = [
+            _cell_text(cells[variant, measure]) if (variant, measure) in cells else ""
+            for variant in variants
+        ]
+        lines.append("| " + " | ".join([measure.label, *texts]) + " |")
+    return lines
+
+
+def _cell_text(row: Row) -> str:
+    value = row.value
+    half = "" if math.isnan(value.half) else f" ± {value.half:.2g}"
+    text = f"{value.mean:.3g}{half}"
+    mark = {"better": " (+)", "worse": " (-)"}.get(row.verdict)
+    return text if mark is None else f"**{text}**{mark}"
+
+
+def _difference_text(row: Row) -> str:
+    change = row.difference
+    if math.isnan(change.half):
+        return row.variant
+    return f"{row.variant} ({change.mean:+.2g} [{change.low:.2g}, {change.high:.2g}])"
+
+
+def _verdict(measure: Measure, difference: Interval) -> Verdict:
+    if math.isnan(difference.half):
+        return "unknown"
+    if difference.low <= 0.0 <= difference.high or measure.better == "neither":
+        return "no difference"
+    return "better" if (difference.mean > 0) == (measure.better == "higher") else "worse"
