@@ -25,7 +25,7 @@ from algd.analysis.statistics import (
     proportion_interval,
 )
 from algd.errors import UserError
-from algd.experiments.compare_groups import Group, drop_repeated, group_runs
+from algd.experiments.compare_groups import Group, drop_repeated
 from algd.experiments.run_data import RunData, Series
 from algd.experiments.schema import did_you_mean, nearest
 
@@ -103,9 +103,8 @@ class Usable(NamedTuple):
 
 
 def compare(
-    runs: Sequence[RunData],
+    groups: Sequence[Group],
     *,
-    by: Sequence[str] = (),
     baseline: str | None = None,
     score: str = RETURN,
     seed: int = 0,
@@ -113,21 +112,19 @@ def compare(
     """Return one comparison per environment, and one over all if there are several.
 
     Args:
-        runs: usable ones, see ``usable_runs``.
-        by: keys that define groups, see ``group_runs``.
+        groups: of usable runs, see ``usable_runs``.
         baseline: label of the group that ``p_better`` refers to; the first one where None.
         score: metric taken as return. seed: of the bootstrap.
 
     Raises:
-        UserError: see ``group_runs``; or no group has the baseline's label.
+        UserError: no group has the baseline's label.
     """
-    groups = group_runs(runs, by)
     labels = dict.fromkeys(group.label for group in groups)
     if baseline is not None and baseline not in labels:
         raise UserError(
             f"--baseline: no group is called {baseline!r}; the groups are: {'; '.join(labels)}"
         )
-    summaries = {run: summarise_run(run, score=score) for run in runs}
+    summaries = {run: summarise_run(run, score=score) for group in groups for run in group.runs}
     by_environment: dict[str, list[Group]] = {}
     for group in groups:
         by_environment.setdefault(group.env_id, []).append(group)
@@ -210,9 +207,11 @@ def _over_environments(comparisons: Sequence[Comparison], seed: int) -> Comparis
 
     Each environment is a stratum of its own.
     """
+    if len(comparisons) < 2:
+        return None
     tables = [{row.group.label: row for row in one.rows} for one in comparisons]
     labels = [label for label in tables[0] if all(label in table for table in tables)]
-    if len(tables) < 2 or not labels:
+    if not labels:
         return None
     strata = {label: tuple(table[label].summaries for table in tables) for label in labels}
     reference = comparisons[0].baseline if comparisons[0].baseline in strata else labels[0]

@@ -119,7 +119,8 @@ def _labels(
     endings = [key.rpartition(".")[2] for key in {key for run in runs for key in run.config}]
     labels = {}
     for cell, config in configs.items():
-        parts = [f"{_short(key, endings)}={shown(config, key)}" for key in told_by]
+        present = [key for key in told_by if key in config]
+        parts = [f"{_short(key, endings)}={shown(config, key)}" for key in present]
         labels[cell] = ", ".join(parts) or "all runs"
     if len(set(labels.values())) < len(labels):  # values cut short or hidden
         labels = {cell: f"{label} #{n}" for n, (cell, label) in enumerate(labels.items(), start=1)}

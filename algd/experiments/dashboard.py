@@ -7,6 +7,7 @@ look like secrets are left out. Curves are thinned so that many runs make a smal
 import hashlib
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,15 @@ from algd.experiments.compare import (
     ALL_ENVIRONMENTS,
     compare,
     summarise_run,
-    usable_runs,
     why_not_summarised,
 )
-from algd.experiments.compare_groups import ENVIRONMENT, group_runs, keys_inside_environments
+from algd.experiments.compare_groups import (
+    ENVIRONMENT,
+    Group,
+    drop_repeated,
+    group_runs,
+    keys_inside_environments,
+)
 from algd.experiments.compare_tables import headings_and_cells
 from algd.experiments.config_values import shown
 from algd.experiments.dashboard_media import MediaFile, find_media
@@ -45,7 +51,7 @@ def dashboard_data(found: RunSet, source_of: SourceOf) -> dict[str, Any]:
     runs = found.runs
     groups = group_runs(runs, [ENVIRONMENT])
     labels = {run.path: group.label for group in groups for run in group.runs}
-    headings, rows = _group_table(runs)
+    headings, rows = _group_table(groups)
     curves = max(1, sum(len(run.metrics) for run in runs))
     points = max(2, min(_MOST_POINTS_PER_CURVE, _MOST_POINTS // curves))
     names = sorted({name for run in runs for name in run.metrics})
@@ -129,15 +135,18 @@ def thinned(curve: Series, points: int) -> Series:
     return Series(curve.steps[chosen], curve.values[chosen])
 
 
-def _group_table(runs: Sequence[RunData]) -> tuple[list[str], list[dict[str, Any]]]:
+def _group_table(groups: Sequence[Group]) -> tuple[list[str], list[dict[str, Any]]]:
     """Return headings and rows of `algd compare`; nothing where it cannot be computed."""
-    comparable = [run for run in runs if not why_not_summarised(run)]
-    if not comparable or find_spec("scipy") is None:
+    if find_spec("scipy") is None:
         return [], []
-    usable = usable_runs(comparable).runs
+    evaluated = [run for group in groups for run in group.runs if not why_not_summarised(run)]
+    usable, _ = drop_repeated(evaluated)
+    parts = [
+        replace(group, runs=tuple(run for run in group.runs if run in usable)) for group in groups
+    ]
     headings: list[str] = []
     rows = []
-    for comparison in compare(usable, by=[ENVIRONMENT]):
+    for comparison in compare([part for part in parts if part.runs]):
         if comparison.env_id == ALL_ENVIRONMENTS:
             continue
         headings, cells = headings_and_cells(comparison)

@@ -126,7 +126,7 @@ function overviewRow(run) {
   first.append(box);
   row.append(first);
   for (const column of COLUMNS) {
-    const cell = element("td", undefined, column.text ? { class: "text" } : {});
+    const cell = element("td", undefined, column.text ? { class: "text", title: column.get(run) } : {});
     if (column.key === "name") cell.append(swatch(colorOf(run)));
     cell.append(shown(column, column.get(run)));
     if (column.verdict && run.summary !== null) cell.className = run.summary.safe ? "within" : "over";
@@ -143,7 +143,7 @@ function fillTable(id, headings, rows, textColumns, colors = []) {
   byId(id).tHead.replaceChildren(head);
   byId(id).tBodies[0].replaceChildren(...rows.map((cells, place) => {
     const row = element("tr");
-    row.append(...cells.map((text, k) => element("td", text, attributes(k))));
+    row.append(...cells.map((text, k) => element("td", text, { ...attributes(k), title: text })));
     if (colors.length > 0) row.firstChild.prepend(swatch(colors[place]));
     return row;
   }));

@@ -38,6 +38,7 @@ def run(arguments: list[str]) -> int:
     except ImportError as error:
         raise UserError("algd compare needs scipy; pip install 'algd[lab]'") from error
     from algd.experiments.compare import compare, usable_runs
+    from algd.experiments.compare_groups import group_runs
     from algd.experiments.compare_tables import legend, terminal_table
     from algd.experiments.run_data import require_runs
 
@@ -47,7 +48,8 @@ def run(arguments: list[str]) -> int:
     usable = usable_runs(found.runs, score=options.metric)
     for line in usable.notes:
         print(line, file=sys.stderr)
-    comparisons = compare(usable.runs, by=keys, baseline=options.baseline, score=options.metric)
+    groups = group_runs(usable.runs, keys)
+    comparisons = compare(groups, baseline=options.baseline, score=options.metric)
     print("\n\n".join(terminal_table(comparison) for comparison in comparisons))
     print(f"\n{legend(comparisons[0])}")
     if options.out is not None:

@@ -1,0 +1,315 @@
+"""Estimators over runs: known answers, invariants, and how often intervals hold the truth."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from algd.analysis.run_statistics import (
+    Evaluations,
+    area_under_curve,
+    first_safe_step,
+    normalised_cost,
+    safety_first_order,
+    summarise,
+    training_violations,
+)
+from algd.analysis.statistics import (
+    Interval,
+    bootstrap_band,
+    bootstrap_interval,
+    expanded_tail,
+    interquartile_mean,
+    mean,
+    probability_of_improvement,
+    proportion_interval,
+)
+
+EXPERIMENTS = 1_000
+SCORES = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=40)
+
+
+# ---- interquartile mean ----
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([5, 8, 4, 38, 8, 6, 9, 7, 7, 3, 1, 6], 6.5),  # N / 4 whole
+        ([1, 3, 5, 7, 9, 11, 13, 15, 17], 9.0),  # N / 4 = 2.25: the ends count three quarters
+        ([0, 0, 1, 0, 100], 0.3),  # sorted 0 0 0 1 100; weights .3 .4 .3 on the middle three
+        ([4.0], 4.0),
+        ([1.0, 2.0], 1.5),
+    ],
+)
+def test_interquartile_mean_of_known_samples(values: list[float], expected: float) -> None:
+    assert interquartile_mean(np.array(values, dtype=float)) == pytest.approx(expected)
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=4, max_size=40).filter(lambda x: len(x) % 4 == 0))
+def test_interquartile_mean_is_the_quarter_trimmed_mean_where_quarters_are_whole(
+    values: list[float],
+) -> None:
+    expected = stats.trim_mean(values, 0.25)
+    assert interquartile_mean(np.array(values)) == pytest.approx(expected, rel=1e-9, abs=1e-6)
+
+
+@given(SCORES, st.floats(-100, 100), st.floats(0.01, 100))
+def test_interquartile_mean_follows_shift_and_scale(
+    values: list[float], shift: float, scale: float
+) -> None:
+    scores = np.array(values)
+    expected = shift + scale * interquartile_mean(scores)
+    assert interquartile_mean(shift + scale * scores) == pytest.approx(expected, rel=1e-6, abs=1e-4)
+
+
+def test_an_outlier_does_not_move_the_interquartile_mean() -> None:
+    scores = np.arange(8.0)
+    spoiled = np.where(scores == 7.0, 1e9, scores)
+    assert interquartile_mean(spoiled) == interquartile_mean(scores)
+
+
+# ---- bootstrap intervals ----
+
+
+def draw(design: str, generator: np.random.Generator, tasks: int, runs: int) -> np.ndarray:
+    size = (tasks, runs)
+    match design:
+        case "normal":
+            return generator.normal(size=size)
+        case "lognormal":
+            return generator.lognormal(0.0, 0.8, size)
+        case "exponential":
+            return generator.exponential(size=size)
+        case "one in five fails":
+            fails = generator.random(size) < 0.2
+            return np.where(fails, generator.normal(-3.0, 0.5, size), generator.normal(size=size))
+        case "heavy tails":
+            return generator.standard_t(3, size)
+    raise AssertionError(design)
+
+
+# One task of five heavy-tailed runs is left out: 91.7 %, as the docstring of the module says.
+@pytest.mark.parametrize(
+    ("design", "tasks", "runs"),
+    [
+        ("normal", 3, 5),
+        ("lognormal", 3, 5),
+        ("exponential", 3, 5),
+        ("one in five fails", 3, 5),
+        ("heavy tails", 3, 5),
+        ("normal", 1, 5),
+        ("lognormal", 1, 5),
+        ("exponential", 1, 5),
+        ("one in five fails", 1, 5),
+        ("normal", 1, 20),
+        ("exponential", 1, 20),
+        ("normal", 1, 3),
+        ("one in five fails", 1, 3),
+    ],
+)
+def test_95_percent_intervals_hold_the_truth_in_93_to_97_percent_of_experiments(
+    design: str, tasks: int, runs: int
+) -> None:
+    generator = np.random.default_rng(1)
+    truth = interquartile_mean(draw(design, generator, 1, 600_000).ravel())
+    held = 0
+    for experiment in range(EXPERIMENTS):
+        scores = list(draw(design, generator, tasks, runs))
+        low, high = bootstrap_interval(scores, resamples=1_000, seed=experiment)[1:]
+        held += low <= truth <= high
+    assert 0.93 <= held / EXPERIMENTS <= 0.97
+
+
+def test_the_plain_percentile_interval_would_hold_the_truth_too_rarely() -> None:
+    generator = np.random.default_rng(1)
+    held = 0
+    for _ in range(EXPERIMENTS):
+        scores = generator.normal(size=5)
+        drawn = interquartile_mean(scores[generator.integers(0, 5, (1_000, 5))])
+        low, high = np.quantile(drawn, [0.025, 0.975])
+        held += low <= 0.0 <= high
+    assert held / EXPERIMENTS < 0.925
+
+
+@pytest.mark.parametrize(("runs", "tail"), [(5, 0.0010), (10, 0.0086), (20, 0.0159), (40, 0.0203)])
+def test_expanded_quantiles_are_students_times_the_lost_spread(runs: int, tail: float) -> None:
+    quantile = np.sqrt(runs / (runs - 1)) * stats.t.ppf(0.025, runs - 1)
+    assert expanded_tail([runs], 0.95) == pytest.approx(stats.norm.cdf(quantile))
+    assert expanded_tail([runs], 0.95) == pytest.approx(tail, abs=6e-5)
+
+
+def test_resampling_stays_inside_the_tasks() -> None:
+    """Tasks without spread have an interval without width, however far apart they are."""
+    strata = [np.full(5, 1.0), np.full(5, 100.0)]
+    assert bootstrap_interval(strata, statistic=mean) == Interval(50.5, 50.5, 50.5)
+
+
+def test_interval_is_a_function_of_its_seed() -> None:
+    scores = [np.random.default_rng(0).normal(size=6)]
+    assert bootstrap_interval(scores, seed=3) == bootstrap_interval(scores, seed=3)
+    assert bootstrap_interval(scores, seed=3) != bootstrap_interval(scores, seed=4)
+
+
+@given(st.lists(st.floats(-1e3, 1e3), min_size=5, max_size=12))
+def test_interval_holds_its_estimate_and_stays_inside_the_scores(values: list[float]) -> None:
+    interval = bootstrap_interval([np.array(values)], resamples=500)
+    slack = 1e-9 * max(1.0, max(map(abs, values)))
+    assert min(values) - slack <= interval.low <= interval.estimate + slack
+    assert interval.estimate - slack <= interval.high <= max(values) + slack
+
+
+def test_three_runs_have_students_interval() -> None:
+    estimate, low, high = bootstrap_interval([np.array([1.0, 2.0, 3.0])], statistic=mean)
+    expected = stats.t.interval(0.95, 2, loc=2.0, scale=1.0 / np.sqrt(3))
+    assert estimate == 2.0
+    assert (low, high) == pytest.approx(expected)
+    assert bootstrap_interval([np.array([1.0, 2.0, 3.0])], bounds=(0.0, 4.0))[1:] == (0.0, 4.0)
+
+
+def test_one_run_has_no_interval_and_none_no_estimate() -> None:
+    estimate, low, high = bootstrap_interval([np.array([7.0])])
+    assert (estimate, np.isnan(low), np.isnan(high)) == (7.0, True, True)
+    assert np.isnan(bootstrap_interval([np.array([])])).all()
+
+
+def test_band_is_the_interval_at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("algd.analysis.statistics._ENTRIES_AT_ONCE", 7_000)  # several batches
+    curves = np.random.default_rng(0).normal(size=(6, 9))
+    low, high = bootstrap_band([curves], resamples=500)
+    for step in range(9):
+        interval = bootstrap_interval([curves[:, step]], resamples=500)
+        assert (low[step], high[step]) == pytest.approx(interval[1:])
+
+
+@pytest.mark.parametrize("confidence", [0.0, 1.0, -0.5])
+def test_a_confidence_outside_0_to_1_is_refused(confidence: float) -> None:
+    with pytest.raises(ValueError, match=r"confidence must be in \(0, 1\), got"):
+        bootstrap_interval([np.arange(5.0)], confidence=confidence)
+
+
+# ---- shares ----
+
+
+@pytest.mark.parametrize(("successes", "trials"), [(0, 5), (1, 5), (5, 5), (17, 40)])
+def test_share_has_wilsons_interval(successes: int, trials: int) -> None:
+    expected = stats.binomtest(successes, trials).proportion_ci(method="wilson")
+    interval = proportion_interval(successes, trials)
+    assert interval.estimate == successes / trials
+    assert interval[1:] == pytest.approx((expected.low, expected.high))
+
+
+def test_share_of_nothing_is_unknown_and_more_successes_than_trials_are_refused() -> None:
+    assert np.isnan(proportion_interval(0, 0)).all()
+    with pytest.raises(ValueError, match=r"successes must be in \[0, trials = 3\], got 4"):
+        proportion_interval(4, 3)
+
+
+# ---- probability of improvement ----
+
+
+def test_probability_of_improvement_of_known_samples() -> None:
+    ours, theirs = np.array([1.0, 2.0, 3.0]), np.array([2.0, 0.0])
+    # pairs won: 1 > 0, 2 > 0, 3 > 2, 3 > 0; one tie: 2 = 2
+    assert probability_of_improvement([ours], [theirs]).estimate == pytest.approx(4.5 / 6)
+
+
+def test_probability_of_improvement_is_the_mean_over_tasks() -> None:
+    ours = [np.array([1.0, 1.0]), np.array([0.0])]
+    theirs = [np.array([0.0]), np.array([1.0, 1.0, 1.0])]
+    assert probability_of_improvement(ours, theirs).estimate == 0.5
+
+
+@given(SCORES, SCORES)
+def test_probabilities_of_either_being_better_add_to_one(x: list[float], y: list[float]) -> None:
+    there = probability_of_improvement([np.array(x)], [np.array(y)])
+    back = probability_of_improvement([np.array(y)], [np.array(x)])
+    assert there.estimate == pytest.approx(1.0 - back.estimate)
+    assert there.low == pytest.approx(1.0 - back.high, abs=1e-9)
+    assert 0.0 <= there.low <= there.estimate <= there.high <= 1.0
+
+
+def test_separated_samples_leave_the_probability_of_improvement_in_doubt() -> None:
+    few = probability_of_improvement([np.arange(5.0) + 10], [np.arange(5.0)])
+    many = probability_of_improvement([np.arange(50.0) + 100], [np.arange(50.0)])
+    assert (few.estimate, few.high) == (1.0, 1.0)
+    assert few.low == pytest.approx(0.643, abs=1e-3)
+    assert few.low < many.low < 1.0
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.5, 1.5])
+@pytest.mark.parametrize(("tasks", "runs"), [(1, 5), (3, 5)])
+def test_intervals_of_improvement_hold_the_truth_in_93_to_97_percent(
+    shift: float, tasks: int, runs: int
+) -> None:
+    generator = np.random.default_rng(2)
+    truth = stats.norm.cdf(shift / np.sqrt(2))
+    held = 0
+    for _ in range(EXPERIMENTS):
+        ours = list(generator.normal(shift, 1.0, (tasks, runs)))
+        theirs = list(generator.normal(0.0, 1.0, (tasks, runs)))
+        _, low, high = probability_of_improvement(ours, theirs)
+        held += low <= truth <= high
+    assert 0.93 <= held / EXPERIMENTS <= 0.97
+
+
+def test_tasks_must_match() -> None:
+    with pytest.raises(ValueError, match="tasks must be the same, got 1 and 2"):
+        probability_of_improvement([np.ones(2)], [np.ones(2), np.ones(2)])
+
+
+# ---- one run ----
+
+
+def test_area_is_the_mean_height_of_the_curve() -> None:
+    steps, values = np.array([0, 10, 30]), np.array([0.0, 2.0, 2.0])
+    assert area_under_curve(steps, values) == pytest.approx((10 + 40) / 30)
+    assert area_under_curve(np.array([5]), np.array([3.0])) == 3.0
+
+
+def test_first_safe_step_leaves_out_the_untrained_policy() -> None:
+    steps, costs = np.array([0, 100, 200, 300]), np.array([0.0, 40.0, 25.0, 60.0])
+    assert first_safe_step(steps, costs, cost_limit=25.0) == 200.0
+    assert first_safe_step(steps, costs, cost_limit=25.0, after=-1) == 0.0
+    assert first_safe_step(steps, costs, cost_limit=25.0, after=200) == np.inf
+
+
+def test_training_violations_are_the_share_over_the_limit_and_their_excess() -> None:
+    assert training_violations(np.array([0.0, 25.0, 26.0, 45.0]), cost_limit=25.0) == (0.5, 21.0)
+    rate, excess = training_violations(np.array([]), cost_limit=25.0)
+    assert (np.isnan(rate), excess) == (True, 0.0)
+
+
+def test_normalised_cost_is_in_units_of_the_limit() -> None:
+    assert normalised_cost(50.0, cost_limit=25.0) == 2.0
+    assert np.isnan(normalised_cost(1.0, cost_limit=0.0))
+
+
+def test_order_puts_safety_first() -> None:
+    returns = np.array([9.0, 1.0, 5.0, 100.0, 5.0])
+    costs = np.array([30.0, 25.0, 0.0, 26.0, 10.0])
+    order = safety_first_order(returns, costs, np.full(5, 25.0))
+    assert order.tolist() == [0.0, 2.0, 3.0, 1.0, 3.0]
+
+
+def test_summary_of_a_run_with_known_numbers() -> None:
+    evaluations = Evaluations(
+        np.array([0, 1000, 2000]),
+        np.array([0.0, 4.0, 8.0]),
+        np.array([2.0, 50.0, 20.0]),
+        np.array([0.0, 1.0, 0.3]),
+    )
+    summary = summarise(evaluations, np.array([10.0, 30.0]), cost_limit=25.0, learning_starts=500)
+    assert summary.safe
+    assert (summary.final_step, summary.final_return, summary.final_cost) == (2000, 8.0, 20.0)
+    assert (summary.normalised_cost, summary.first_safe_step) == (0.8, 2000.0)
+    assert (summary.training_violations, summary.excess_cost) == (0.5, 5.0)
+    assert summary.episodes_within_limit == pytest.approx(0.7)
+    assert summary.return_area == pytest.approx(4.0)
+
+
+def test_a_run_without_an_evaluation_has_no_summary() -> None:
+    empty = np.zeros(0)
+    with pytest.raises(ValueError, match="evaluations must hold at least one"):
+        summarise(Evaluations(empty, empty, empty, empty), empty, cost_limit=1.0)
