@@ -115,7 +115,8 @@ class CostEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
             )
         if not np.isfinite(action).all():
             raise self._fault(f"the agent's action is {action.tolist()}")
-        scaled = np.clip(self._center + self._half_range * action, self._low, self._high)
+        scaled = self._center + self._half_range * action
+        scaled = np.minimum(np.maximum(scaled, self._low), self._high)  # half of clip's time
         scaled = scaled.astype(self.original_action_space.dtype, copy=False)
         try:
             raw, reward, terminated, truncated, info = self._env.step(scaled)
