@@ -58,6 +58,7 @@ class Saver:
         """
         self.require_finite(env_step, state["agent"])
         with self._refusals_handled(env_step, "a checkpoint"):
+            self._lock.require_held()
             self._tracker.flush()  # a checkpoint vouches for the rows before it
             path = self._store.save(env_step, state, replay, keep=self._keep)
             self.last_saved = env_step
@@ -66,6 +67,7 @@ class Saver:
     def save_policy(self, name: str, env_step: int, state: dict[str, Any]) -> None:
         """Keep a policy under ``name``; errors as ``save``."""
         with self._refusals_handled(env_step, f"the policy {name}"):
+            self._lock.require_held()
             self._store.save_policy(name, env_step, state)
 
     def require_finite(self, env_step: int, agent_state: dict[str, Any], *broken: str) -> None:
@@ -96,7 +98,6 @@ class Saver:
     @contextmanager
     def _refusals_handled(self, env_step: int, what: str) -> Iterator[None]:
         try:
-            self._lock.require_held()
             yield
         except CheckpointError as error:
             message = f"step {env_step}: {what} was NOT SAVED: {error}"

@@ -22,6 +22,7 @@ from algd.environments.make import make_env
 from algd.environments.vector import StepResult, make_vector_env
 from algd.errors import CheckpointError, DivergenceError, EnvironmentFault
 from algd.training.checkpoint import CheckpointStore, Task
+from algd.training.durable_files import replace_durably
 from algd.training.evaluation import evaluate_policy
 from algd.training.finishing import finish_run
 from algd.training.metric_window import BoundWatch, MetricWindow
@@ -350,7 +351,7 @@ def train(config: "ExperimentConfig", run_dir: Path) -> None:
 
     make_env(config.env).close()  # what cannot be made is said before a directory is claimed
     claim_run_dir(run_dir)
-    (run_dir / "config.yaml").write_text(dump_yaml(config))
+    replace_durably(run_dir / "config.yaml", dump_yaml(config).encode())
     Trainer(config, run_dir).run()
 
 

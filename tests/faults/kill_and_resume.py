@@ -233,7 +233,7 @@ def kill(
     entry: int,
     delay: float,
 ) -> bool:
-    """Kill a child ``delay`` seconds after its ``entry``-th entry into a phase; True if it lived."""
+    """Kill a child ``delay`` seconds after its n-th entry into a phase; return whether it lived."""
     index, seen = list(PHASES).index(phase), 0
     pid, reader = start(run_dir, overrides, log)
     for mark in marks(reader):

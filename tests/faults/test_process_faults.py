@@ -1,0 +1,161 @@
+"""Signals, and two processes on one run: saved and left in time, refused, taken over."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from faults.tiny_runs import TINY, run, saved_steps
+
+from algd.errors import CheckpointError
+from algd.training.run_lock import LOCK_FILE, RunLock
+from algd.training.trainer import resume
+
+ROOT = Path(__file__).parents[2]
+COMMAND = (sys.executable, "-m", "algd.experiments.cli", "train")
+
+
+def start(run_dir: Path, **changes: object) -> "subprocess.Popen[str]":
+    settings = TINY | {k.replace("__", "."): v for k, v in changes.items()}
+    return subprocess.Popen(
+        [*COMMAND, "sac", *(f"--{k}={json.dumps(v)}" for k, v in settings.items())]
+        + ["--run-dir", str(run_dir)],
+        env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for(path: Path, process: "subprocess.Popen[str]", size: int = 1) -> None:
+    deadline = time.monotonic() + 120
+    while not path.exists() or path.stat().st_size < size:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    "during",
+    [
+        {"evaluation__episodes": 10**6},  # the evaluation before the first step would take hours
+        {"train__updates_per_step": 1e5, "train__learning_starts": 1},  # one step takes hours
+    ],
+    ids=["evaluation", "updates"],
+)
+def test_sigterm_saves_and_exits_with_0_within_10_seconds(
+    tmp_path: Path, during: dict[str, object]
+) -> None:
+    run_dir = tmp_path / "run"
+    process = start(run_dir, **during)
+    if "evaluation__episodes" in during:
+        wait_for(run_dir / LOCK_FILE, process)
+    else:
+        wait_for(run_dir / "metrics.csv", process)
+    time.sleep(1.0)
+    began = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    _, error = process.communicate(timeout=60)
+    assert time.monotonic() - began < 10.0
+    assert process.returncode == 0, error
+    assert "checkpoint written; continue with: algd train --resume" in error
+    assert len(saved_steps(run_dir)) == 1
+    assert (run_dir / LOCK_FILE).read_bytes() == b""
+
+
+def test_a_second_ctrl_c_ends_at_once(tmp_path: Path) -> None:
+    process = start(
+        tmp_path / "run",
+        env__id="faults.crashing_envs:Crashing-v0",
+        env__kwargs={"how": "hang", "index": 0, "episode": 2},
+    )
+    wait_for(tmp_path / "run" / "episodes.csv", process, 30)
+    time.sleep(0.5)  # the third episode hangs in its third step
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    assert process.poll() is None
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert time.monotonic() - began < 2.0
+    assert process.returncode == -signal.SIGINT
+
+
+def test_a_second_process_on_a_run_is_refused_with_the_owner_and_its_age(tmp_path: Path) -> None:
+    run_dir = run(tmp_path / "run")
+    rows = (run_dir / "metrics.csv").read_bytes()
+    with (
+        RunLock(run_dir),
+        pytest.raises(
+            CheckpointError,
+            match=rf"another process is writing in .*run \(process {os.getpid()} on "
+            rf"{socket.gethostname()}, since 0 min\); wait for its end, or stop it",
+        ),
+    ):
+        resume(run_dir)
+    assert (run_dir / "metrics.csv").read_bytes() == rows
+    resume(run_dir)
+
+
+OWNER = """
+import os, signal, sys
+from pathlib import Path
+from algd.training.run_lock import RunLock
+RunLock(Path(sys.argv[1])).__enter__()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_the_lock_of_a_dead_process_is_taken_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    killed = subprocess.run(
+        [sys.executable, "-c", OWNER, str(tmp_path)],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    assert killed.returncode == -signal.SIGKILL
+    dead = json.loads((tmp_path / LOCK_FILE).read_text())["pid"]
+    with RunLock(tmp_path):
+        assert json.loads((tmp_path / LOCK_FILE).read_text())["pid"] == os.getpid()
+    (message,) = caplog.messages
+    assert f"its owner is gone (process {dead} on " in message
+
+
+@pytest.mark.parametrize(("silent", "free"), [(10.0, False), (700.0, True)])
+def test_an_owner_on_another_machine_is_dead_when_silent_for_ten_minutes(
+    tmp_path: Path, silent: float, free: bool
+) -> None:
+    """Where locks do not travel between machines, the kernel of this one sees none."""
+    path = tmp_path / LOCK_FILE
+    path.write_text(json.dumps({"pid": 1, "host": "elsewhere", "since": time.time() - 7300}))
+    os.utime(path, (time.time() - silent,) * 2)
+    if free:
+        with RunLock(tmp_path):
+            pass
+    else:
+        with (
+            pytest.raises(
+                CheckpointError,
+                match=r"process 1 on elsewhere, since 2 h, last heard of 1\d s ago",
+            ),
+            RunLock(tmp_path),
+        ):
+            pass
+        assert json.loads(path.read_text())["host"] == "elsewhere"
+
+
+def test_a_released_lock_says_nothing_and_a_foreign_file_is_no_owner(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for content in ("", "not json", "[]", '{"pid": "x"}'):
+        (tmp_path / LOCK_FILE).write_text(content)
+        with RunLock(tmp_path) as lock:
+            lock.require_held()
+        assert (tmp_path / LOCK_FILE).read_bytes() == b""
+    assert caplog.messages == []
