@@ -1,5 +1,6 @@
 # make train   build the environment, then train ALGD on SafetyPointGoal1-v0 (ARGS="--seed=1" to change things)
 # make test    build the environment, then run the tests          (ARGS="-m learning" to choose others)
+# make bench   how fast the updates are, against plain references and floors (ARGS="--rounds 30")
 # make lint    ruff and pyright          make lock   resolve the pins again (ARGS=--upgrade for newer ones)
 # make clean   remove the environment and every cache
 #
@@ -18,7 +19,7 @@ SAFETY_GYMNASIUM := safety-gymnasium==1.0.0
 STAMP := $(VENV)/.built-$(shell cat requirements.lock pyproject.toml | sha256sum | cut -c1-16)
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 
-.PHONY: train test lint lock clean environment
+.PHONY: train test bench lint lock clean environment
 .DELETE_ON_ERROR:
 
 train: environment
@@ -26,6 +27,9 @@ train: environment
 
 test: environment
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+
+bench: environment
+	$(BIN)/algd bench $(ARGS)
 
 lint: environment
 	$(BIN)/ruff check .

@@ -12,36 +12,68 @@ default (MKL) on AMD processors, where MKL leaves AVX-512 unused, and no slower 
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+T = TypeVar("T")
 
 _HAS_ONEDNN = (
     platform.machine().lower() in ("x86_64", "amd64")
     and torch.backends.mkldnn.is_available()
     and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 )
+_ONEDNN: Any = torch.ops.mkldnn._linear_pointwise.default if _HAS_ONEDNN else None
 # Below these widths, and for few rows, calling oneDNN costs more than the product (measured).
 _MIN_WIDTH, _MIN_ROWS = 16, 32
 
 
-def product(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
+def product(
+    left: Tensor, right: Tensor, right_transposed: Tensor, bias: Tensor | None = None
+) -> Tensor:
     """Return left @ right + bias of matrices, outside of autograd.
 
     Args:
         left: (N, K). right: (K, M), any strides.
+        right_transposed: the same memory as (M, K); views are kept rather than made again.
         bias: (M,), or None.
     """
     (rows, inner), columns = left.shape, right.shape[1]
     wide = inner >= _MIN_WIDTH and columns >= _MIN_WIDTH and rows >= _MIN_ROWS
-    if _HAS_ONEDNN and wide and left.dtype == torch.float32:
-        return torch.ops.mkldnn._linear_pointwise.default(left, right.t(), bias, "none", [], "")
-    if columns == 1 and bias is None:
+    if wide and _HAS_ONEDNN and left.dtype == torch.float32:
+        return _ONEDNN(left, right_transposed, bias, "none", [], "")
+    if bias is not None:
+        return torch.addmm(bias, left, right)
+    if columns == 1:
         return torch.mv(left, right[:, 0]).unsqueeze(1)
-    if inner == 1 and bias is None:
-        return left * right
-    return torch.mm(left, right) if bias is None else torch.addmm(bias, left, right)
+    return left * right if inner == 1 else torch.mm(left, right)
+
+
+class Member:
+    """Views of one member's weights, made once: (K, M), its transpose and (M,) of every layer."""
+
+    def __init__(
+        self, weights: Sequence[Tensor], biases: Sequence[Tensor], parts: Sequence[int]
+    ) -> None:
+        self.layers = [(w, w.t(), b) for w, b in zip(weights, biases, strict=True)]
+        self.blocks = [(block, block.t()) for block in weights[0].split(list(parts))]
+
+
+def members_of(
+    weights: Sequence[Tensor], biases: Sequence[Tensor], parts: Sequence[int]
+) -> list[Member]:
+    """Return the members of stacked weights; they follow changes in place."""
+    count = len(weights[0])
+    return [
+        Member(
+            [weight.detach()[i] for weight in weights],
+            [bias.detach()[i, 0] for bias in biases],
+            parts,
+        )
+        for i in range(count)
+    ]
 
 
 def broadcast_leading(inputs: Sequence[Tensor], projected: Sequence[bool]) -> torch.Size:
@@ -100,6 +132,7 @@ class Passes:
     parts: widths of the input parts.
     projected: which inputs are already products with their block of the first layer.
     leading: the broadcast leading shape of the inputs.
+    members: views of the weights.
     differentiable: the same function of the same tensors in plain torch, for second derivatives.
     """
 
@@ -107,9 +140,10 @@ class Passes:
     parts: tuple[int, ...]
     projected: tuple[bool, ...]
     leading: torch.Size
+    members: list[Member]
     differentiable: Callable[..., Tensor]
 
-    def split(self, tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    def split(self, tensors: Sequence[T]) -> tuple[list[T], list[T], list[T]]:
         """Return inputs, weights and biases of the flat argument list."""
         count = len(self.parts)
         layers = (len(tensors) - count) // 2
@@ -137,66 +171,66 @@ class _FirstLayer:
                 for x, done in zip(inputs, spec.projected, strict=True)
             ]
 
-    def forward(self, member: int, weight: Tensor, bias: Tensor) -> Tensor:
+    def forward(self, index: int, member: Member) -> Tensor:
         """Return the pre-activation of one member, (N, H)."""
+        weight, transposed, bias = member.layers[0]
         if self.joined is not None:
-            return product(self.joined, weight, bias)
+            return product(self.joined, weight, transposed, bias)
         width = weight.shape[1]
-        blocks = weight.split(self.spec.parts)
         full: tuple[Tensor, Tensor] | None = None
         addends: list[Tensor] = []
-        for x, flat, block in zip(self.inputs, self.flat, blocks, strict=True):
+        for x, flat, block in zip(self.inputs, self.flat, member.blocks, strict=True):
             if flat is None:
-                value = x[member]
+                value = x[index]
                 # A single row is part of the bias.
                 if value.numel() == width:
                     bias = bias + value.reshape(width)
                 else:
                     addends.append(value)
             elif full is None and x.shape[:-1] == self.leading:
-                full = (flat, block)
+                full = (flat, block[0])
             else:
-                addends.append(product(flat, block).view(*x.shape[:-1], width))
+                addends.append(product(flat, *block).view(*x.shape[:-1], width))
         if full is None:
             total = bias.expand(*self.leading, width).clone()
         else:
-            total = torch.addmm(bias, *full).view(*self.leading, width)
+            total = torch.addmm(bias, *full)
+            if addends and len(self.leading) > 1:
+                total = total.view(*self.leading, width)
         for value in addends:
             total += value
         return total.view(-1, width)
 
     def input_gradients(
-        self, member: int, gradient: Tensor, weight: Tensor, sums: list[Tensor | None]
+        self, index: int, member: Member, gradient: Tensor, sums: list[Tensor | None]
     ) -> None:
         """Add this member's gradients of the inputs to those ``sums`` that are not None."""
-        if self.joined is not None:
-            parts = zip(sums, weight.split(self.spec.parts), strict=True)
-            for total, block in parts:
-                if total is not None:
-                    total += product(gradient, block.t()).view_as(total)
-            return
-        blocks = weight.split(self.spec.parts)
-        for total, x, done, block in zip(
-            sums, self.inputs, self.spec.projected, blocks, strict=True
-        ):
+        for place, total in enumerate(sums):
             if total is None:
                 continue
+            x, done = self.inputs[place], self.spec.projected[place]
             reduced = self._reduce(gradient, x.shape[1:-1] if done else x.shape[:-1])
             if done:
-                total[member] += reduced.view_as(total[member])
+                total[index] = reduced.view(total.shape[1:])
+                continue
+            block, transposed = member.blocks[place]
+            part = product(reduced, transposed, block).view(x.shape)
+            if index == 0:
+                total.copy_(part)
             else:
-                total += product(reduced, block.t()).view_as(total)
+                total += part
 
     def weight_gradient(self, gradient: Tensor, out: Tensor) -> None:
         """Write this member's gradient of the first weight; rows of projected parts are 0."""
         if self.joined is not None:
-            out.copy_(product(self.joined.t(), gradient))
+            out.copy_(product(self.joined.t(), gradient, gradient.t()))
             return
         for flat, x, block in zip(self.flat, self.inputs, out.split(self.spec.parts), strict=True):
             if flat is None:
                 block.zero_()
             else:
-                block.copy_(product(flat.t(), self._reduce(gradient, x.shape[:-1])))
+                reduced = self._reduce(gradient, x.shape[:-1])
+                block.copy_(product(flat.t(), reduced, reduced.t()))
 
     def _reduce(self, gradient: Tensor, leading: torch.Size) -> Tensor:
         """Sum over the dimensions along which a part was broadcast; return (rows, H)."""
@@ -215,23 +249,17 @@ def _forward(
     The last two are the arguments of the activations' derivatives and, with ``keep_inputs``, the
     inputs of the products, which only gradients of weights need.
     """
-    inputs, weights, biases = spec.split(tensors)
-    activation = ACTIVATIONS[spec.activation]
-    first = _FirstLayer(spec, inputs)
-    by_member = zip(
-        zip(*(weight.unbind(0) for weight in weights), strict=True),
-        zip(*(bias.squeeze(1).unbind(0) for bias in biases), strict=True),
-        strict=True,
-    )
+    activation = ACTIVATIONS[spec.activation].forward
+    first = _FirstLayer(spec, tensors[: len(spec.parts)])
     outputs, slopes, hiddens = [], [], []
-    for member, (member_weights, member_biases) in enumerate(by_member):
-        value = first.forward(member, member_weights[0], member_biases[0])
-        for weight, bias in zip(member_weights[1:], member_biases[1:], strict=True):
-            hidden, slope = activation.forward(value)
+    for index, member in enumerate(spec.members):
+        value = first.forward(index, member)
+        for layer in member.layers[1:]:
+            hidden, slope = activation(value)
             slopes.append(slope)
             if keep_inputs:
                 hiddens.append(hidden)
-            value = product(hidden, weight, bias)
+            value = product(hidden, *layer)
         outputs.append(value)
     return torch.stack(outputs), first, slopes, hiddens
 
@@ -245,8 +273,10 @@ class _Perceptrons(torch.autograd.Function):
         count = len(spec.parts)
         keep_inputs = any(ctx.needs_input_grad[1 + count :])
         output, first, slopes, hiddens = _forward(spec, tensors, keep_inputs=keep_inputs)
-        ctx.spec, ctx.first, ctx.keep_inputs = spec, first, keep_inputs
-        ctx.save_for_backward(*tensors, *slopes, *hiddens)
+        ctx.spec, ctx.first = spec, first
+        # Intermediate results are neither inputs nor outputs: holding them makes no cycle.
+        ctx.slopes, ctx.hiddens = slopes, hiddens
+        ctx.save_for_backward(*tensors)
         return output
 
     @staticmethod
@@ -254,41 +284,35 @@ class _Perceptrons(torch.autograd.Function):
         """Return gradients of the tensors that need one."""
         spec: Passes = ctx.spec
         needed = ctx.needs_input_grad[1:]
-        saved = ctx.saved_tensors
-        tensors, rest = saved[: len(needed)], saved[len(needed) :]
+        tensors = ctx.saved_tensors
         if torch.is_grad_enabled():
             return None, *_differentiable_gradients(spec, tensors, needed, gradient)
-        inputs, weights, biases = spec.split(tensors)
-        first: _FirstLayer = ctx.first
-        input_sums = [
-            torch.zeros_like(x) if need else None
-            for x, need in zip(inputs, needed[: len(inputs)], strict=True)
-        ]
-        weight_needs, bias_needs = spec.split(needed)[1:]
-        weight_sums = [
-            torch.empty_like(w) if n else None for w, n in zip(weights, weight_needs, strict=True)
-        ]
-        bias_sums = [
-            torch.empty_like(b) if n else None for b, n in zip(biases, bias_needs, strict=True)
-        ]
-        hidden_layers = len(weights) - 1
-        middle = hidden_layers * len(gradient)
-        slopes, hiddens = rest[:middle], rest[middle:]
+        input_sums, weight_sums, bias_sums = spec.split(
+            [
+                torch.empty_like(tensor) if need else None
+                for tensor, need in zip(tensors, needed, strict=True)
+            ]
+        )
+        weights_out = [None if w is None else w.unbind(0) for w in weight_sums]
+        biases_out = [None if b is None else b.unbind(0) for b in bias_sums]
+        last = len(weight_sums) - 1
+        slopes, hiddens, first = ctx.slopes, ctx.hiddens, ctx.first
         backward = ACTIVATIONS[spec.activation].backward
-        for member, value in enumerate(gradient.unbind(0)):
-            for layer in range(hidden_layers, -1, -1):
-                weight, bias = weight_sums[layer], bias_sums[layer]
-                if bias is not None:
-                    torch.sum(value, 0, keepdim=True, out=bias[member])
-                place = member * hidden_layers + layer - 1
+        for index, (member, value) in enumerate(zip(spec.members, gradient.unbind(0), strict=True)):
+            for layer in range(last, -1, -1):
+                weight_out, bias_out = weights_out[layer], biases_out[layer]
+                if bias_out is not None:
+                    torch.sum(value, 0, keepdim=True, out=bias_out[index])
                 if layer == 0:
-                    if weight is not None:
-                        first.weight_gradient(value, weight[member])
-                    first.input_gradients(member, value, weights[0][member], input_sums)
+                    if weight_out is not None:
+                        first.weight_gradient(value, weight_out[index])
+                    first.input_gradients(index, member, value, input_sums)
                     break
-                if weight is not None:
-                    weight[member].copy_(product(hiddens[place].t(), value))
-                value = backward(product(value, weights[layer][member].t()), slopes[place])
+                place = index * last + layer - 1
+                if weight_out is not None:
+                    weight_out[index].copy_(product(hiddens[place].t(), value, value.t()))
+                weight, transposed, _ = member.layers[layer]
+                value = backward(product(value, transposed, weight), slopes[place])
         return None, *input_sums, *weight_sums, *bias_sums
 
 

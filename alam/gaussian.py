@@ -51,7 +51,7 @@ class GaussianPolicyConfig:
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
 
 
-_LOG_STD_MIN, _LOG_STD_MAX = -5.0, 2.0  # range of the log standard deviation, as in CleanRL's SAC
+LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0  # range of the log standard deviation, as in CleanRL's SAC
 
 
 def log_one_minus_tanh_squared(latent: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
@@ -83,8 +83,8 @@ class GaussianPolicy(nn.Module):
     def forward(self, obs: Float[Tensor, "*B O"]) -> tuple[Tensor, Tensor]:
         """Return mean and log standard deviation of the latent, each (*B, A)."""
         mean, raw = self.network(obs).chunk(2, dim=-1)
-        span = 0.5 * (_LOG_STD_MAX - _LOG_STD_MIN)
-        return mean, _LOG_STD_MIN + span * (torch.tanh(raw) + 1.0)
+        span = 0.5 * (LOG_STD_MAX - LOG_STD_MIN)
+        return mean, LOG_STD_MIN + span * (torch.tanh(raw) + 1.0)
 
     def sample(
         self, obs: Float[Tensor, "*B O"], noise: Float[Tensor, "*B A"]

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from alam.cpu_passes import Passes, broadcast_leading, run
+from alam.cpu_passes import Member, Passes, broadcast_leading, members_of, run
 
 Activation = Literal["relu", "silu", "tanh", "mish"]
 _ACTIVATIONS = {"relu": F.relu, "silu": F.silu, "tanh": torch.tanh, "mish": F.mish}
@@ -52,6 +52,8 @@ class EnsembleMLP(nn.Module):
         self.parts = tuple(in_features)
         self.activation = _ACTIVATIONS[activation]
         self.activation_name = activation
+        self._members_kept: list[Member] = []
+        self._members_place: list[int] = []
         sizes = [sum(in_features), *hidden, out_features]
         self.weights = nn.ParameterList()
         self.biases = nn.ParameterList()
@@ -89,11 +91,27 @@ class EnsembleMLP(nn.Module):
         leading = broadcast_leading(tensors, projected)
         differentiable = partial(self._stacked, projected)
         if self._written_out(tensors[0]):
-            passes = Passes(self.activation_name, self.parts, projected, leading, differentiable)
+            passes = Passes(
+                self.activation_name,
+                self.parts,
+                projected,
+                leading,
+                self._members(),
+                differentiable,
+            )
             output = run(passes, tensors, weights, biases)
         else:
             output = differentiable(tensors, weights, biases)
         return output.unflatten(1, leading)
+
+    def _members(self) -> list[Member]:
+        """Return views of the weights, made again only when the weights have moved in memory."""
+        weights, biases = _tensors(self.weights), _tensors(self.biases)
+        place = [tensor.data_ptr() for tensor in (*weights, *biases)]
+        if place != self._members_place:
+            self._members_kept = members_of(weights, biases, self.parts)
+            self._members_place = place
+        return self._members_kept
 
     def _written_out(self, x: Tensor) -> bool:
         """True for eager computation on a CPU; compilers and exporters need plain operations."""

@@ -8,6 +8,7 @@ step whose level labels it, with its graph.
 """
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import ClassVar, Literal
 
 import torch
@@ -102,6 +103,8 @@ class ReleasePolicy(nn.Module):
         levels = noise_levels(config.schedule)
         self.register_buffer("alphas", torch.tensor(levels.alphas, dtype=torch.float32))
         self.register_buffer("sigmas", torch.tensor(levels.sigmas, dtype=torch.float32))
+        variances = [0.0, *self.sigmas.double().square().tolist()]
+        self.growth = [b - a for a, b in pairwise(variances)]
         table = torch.empty(config.num_timesteps, config.embedding_dim)
         self.embedding = nn.Parameter(table.normal_(generator=generator))
         # One trunk with a score head, and for DDPM an epsilon head beside it.
@@ -146,10 +149,9 @@ class ReleasePolicy(nn.Module):
         embedded = self.embedding[index] if level is None else level
         score = self.heads(obs, torch.tanh(latent), embedded)[0]
         if self.config.variant == "vesde":
-            previous = self.sigmas[index - 1].square() if index else torch.zeros_like(score[0, 0])
-            growth = self.sigmas[index].square() - previous
-            moved = latent + growth * score
-            return moved + growth.sqrt() * noise if index else moved
+            growth = self.growth[index]
+            moved = torch.add(latent, score, alpha=growth)
+            return torch.add(moved, noise, alpha=growth**0.5) if index else moved
         epsilon = self.heads(obs, latent, embedded)[1]
         alpha, sigma = self.alphas[index], self.sigmas[index]
         one = torch.ones_like(alpha)
@@ -168,27 +170,31 @@ class ReleasePolicy(nn.Module):
         self,
         obs: Float[Tensor, "B O"],
         noise: Float[Tensor, "K B A"],
-        level: Int[Tensor, " B"],
+        level: Int[Tensor, " B"] | None,
     ) -> tuple[Float[Tensor, "B A"], Float[Tensor, "B A"]]:
-        """Return the action, and each row's squashed latent after the step of its level."""
+        """Return the action, and each row's squashed latent after the step of its level.
+
+        Without levels nothing is recorded, and the second result is the starting point.
+        """
         prior_std = self.sigmas[-1] if self.config.variant == "vesde" else 1.0
         latent = prior_std * noise[-1]
-        recorded = torch.zeros_like(latent)
+        recorded = latent
         # Observation and levels meet the first layer once, not at every step.
         obs_part = self.network.project(obs, 0)
         level_parts = self.network.project(self.embedding, 2).value.unbind(1)
         for index in reversed(range(self.config.num_timesteps)):
             part = Projection(level_parts[index])
             latent = self.step(obs_part, latent, noise[index], index, part)
-            recorded = torch.where((level == index).unsqueeze(-1), torch.tanh(latent), recorded)
+            if level is not None:
+                here = (level == index).unsqueeze(-1)
+                recorded = torch.where(here, torch.tanh(latent), recorded)
         return torch.tanh(latent), recorded
 
     def sample(
         self, obs: Float[Tensor, "B O"], noise: Float[Tensor, "K B A"]
     ) -> Float[Tensor, "B A"]:
         """Return actions in (-1, 1)."""
-        level = torch.zeros(obs.shape[0], dtype=torch.long, device=obs.device)
-        return self.rollout(obs, noise, level)[0]
+        return self.rollout(obs, noise, None)[0]
 
     def mode(self, obs: Float[Tensor, "B O"]) -> Float[Tensor, "B A"]:
         """Return the action of the noise-free chain from latent 0."""

@@ -29,6 +29,7 @@ _VERBS = {
     "lab": "figures and a table of what a run has learnt",
     "ablate": "compare settings along one axis, with intervals",
     "export": "turn a run into a policy to give away",
+    "bench": "how fast the updates are, against references and floors",
     "check-env": "say what is wrong with an environment",
     "doctor": "examine this machine",
     "presets": "list the shipped configurations",

@@ -241,30 +241,30 @@ def main() -> None:
     """Measure, print and store."""
     parser = argparse.ArgumentParser(description="Measure the fast navigation tasks.")
     parser.add_argument("--tasks", nargs="+", default=list(TASKS))
-    parser.add_argument("--quick", action="store_true", help="a tenth of the rounds; not stored")
+    parser.add_argument("--quick", action="store_true", help="a few rounds; not stored")
     parser.add_argument("--envs", type=int, default=8, help="environments of the vector figures")
     arguments = parser.parse_args()
     scale = 10 if arguments.quick else 1
     result: dict[str, Any] = {"machine": machine(), "unit": "us per step, ms per reset"}
     result["steps"], result["resets"] = {}, {}
     for env_id in arguments.tasks:
-        result["steps"][env_id] = measure_steps(env_id, rounds=max(3, 30 // scale), steps=100)
+        result["steps"][env_id] = measure_steps(env_id, rounds=max(3, 15 // scale), steps=100)
         report_steps(env_id, result["steps"][env_id])
     for env_id in arguments.tasks:
-        times = measure_resets(env_id, seeds=max(5, 40 // scale))
+        times = measure_resets(env_id, seeds=max(5, 20 // scale))
         result["resets"][env_id] = {
             name: {"median": statistics.median(values), "worst": max(values)}
             for name, values in times.items()
         }
         print(env_id, "reset ms", json.dumps(result["resets"][env_id]), flush=True)
     result["step_ablation"] = {
-        env_id: ablate_steps(env_id, rounds=max(3, 20 // scale), steps=100) for env_id in ABLATED
+        env_id: ablate_steps(env_id, rounds=max(3, 10 // scale), steps=100) for env_id in ABLATED
     }
     result["reset_ablation"] = {
-        env_id: ablate_resets(env_id, seeds=max(3, 20 // scale)) for env_id in ABLATED
+        env_id: ablate_resets(env_id, seeds=max(3, 10 // scale)) for env_id in ABLATED
     }
     result["vectors"] = {
-        env_id: measure_vectors(env_id, arguments.envs, steps=200, rounds=max(3, 9 // scale))
+        env_id: measure_vectors(env_id, arguments.envs, steps=100, rounds=max(3, 9 // scale))
         for env_id in ("SafetyPointGoal1-v0", "SafetyCarButton1-v0")
     }
     for name in ("step_ablation", "reset_ablation", "vectors"):

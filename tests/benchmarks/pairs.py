@@ -35,7 +35,9 @@ Agent = SACAgent | ALGDAgent
 def agent_of(preset: str, *, device: str = "cpu", **overrides: object) -> Agent:
     """Return the agent of a shipped preset at the measured widths."""
     config = load_config([preset], overrides)
-    return make_agent(config, OBS, ACTION, EPISODE_LENGTH, device)
+    agent = make_agent(config, OBS, ACTION, EPISODE_LENGTH, device)
+    assert isinstance(agent, SACAgent | ALGDAgent)
+    return agent
 
 
 def reference_of(preset: str, agent: Agent) -> ReferenceLearner:

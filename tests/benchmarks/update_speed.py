@@ -1,0 +1,246 @@
+"""How fast the updates, one action and the replay are: ratios to plain references, and floors.
+
+Run as `make bench` or `algd bench`. Everything is timed in one process on one thread, alternating,
+by CPU time; figures are medians. Writes a table and ``results/update_speed.json``.
+"""
+
+import argparse
+import json
+import platform
+import random
+from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from benchmarks.pairs import ACTION, BATCH, EXACT, OBS, agent_of, make_batch, reference_of
+from benchmarks.reference_release import ReferenceRelease
+from benchmarks.timing import (
+    alternating_medians,
+    count_flops,
+    gemm_run,
+    products_run,
+    torch_gemm_run,
+)
+
+from alam.replay import ReplayBuffer
+from algd.diffusion.acting import make_sampler
+from algd.diffusion.agent import ALGDAgent
+from algd.training.allocation import keep_freed_memory
+
+RESULTS = Path(__file__).parent / "results" / "update_speed.json"
+# The shipped job sized for a CPU, at the width and batch of the released setting.
+CHEAP = "algd_point_goal"
+REPLAY_ROWS = 1_000_000
+# Each ratio must stay above its floor; set well below the measured one, which varies with the
+# machine and with what else runs on it.
+FLOORS = {
+    "release_vesde": 1.3,
+    "algd": 1.3,
+    "sac_alam": 1.3,
+    "cheap": 2.5,
+    "one_action": 4.0,
+    "replay_list": 8.0,
+}
+
+
+def measure_updates(rounds: int) -> dict[str, Any]:
+    """Time the exact updates, their references, the cheap mode, and matrix products."""
+    batch = make_batch()
+    agents = {preset: agent_of(preset) for preset in EXACT}
+    references = {preset: reference_of(preset, agent) for preset, agent in agents.items()}
+    cheap = agent_of(CHEAP)
+    fast, gemm_flops = gemm_run()
+    plain, _ = torch_gemm_run()
+    runs: dict[str, Callable[[], object]] = {"gemm": fast, "torch_gemm": plain}
+    flops: dict[str, int] = {}
+    for preset, agent in agents.items():
+        agent.update(batch)
+        flops[preset] = count_flops(lambda agent=agent: agent.update(batch))
+        runs[preset] = lambda agent=agent: agent.update(batch)
+        runs[f"{preset}/products"] = products_run(runs[preset])
+        runs[f"{preset}/reference"] = lambda learner=references[preset]: learner.update(batch)
+    flops["release_vesde/reference"] = count_flops(runs["release_vesde/reference"])
+    flops["cheap"] = sum(count_flops(lambda: cheap.update(batch)) for _ in range(2)) // 2
+    runs["cheap"] = lambda: cheap.update(batch)
+    repeats = {"gemm": 20, "torch_gemm": 20, "cheap": 2} | dict.fromkeys(EXACT, 2)
+    times = alternating_medians(runs, rounds=rounds, repeats=repeats)
+    rate = gemm_flops / times["gemm"] / 1e6
+    torch_rate = gemm_flops / times["torch_gemm"] / 1e6
+    result: dict[str, Any] = {"gemm_gflops": rate, "torch_gemm_gflops": torch_rate}
+    for preset in EXACT:
+        floor = flops[preset] / rate / 1e6
+        result[preset] = {
+            "ms": times[preset],
+            "reference_ms": times[f"{preset}/reference"],
+            "ratio": times[f"{preset}/reference"] / times[preset],
+            "gflop": flops[preset] / 1e9,
+            "floor_ms": floor,
+            "over_floor": times[preset] / floor,
+            "over_torch_floor": times[preset] / (flops[preset] / torch_rate / 1e6),
+            "products_ms": times[f"{preset}/products"],
+            "over_products": times[preset] / times[f"{preset}/products"],
+        }
+    result["release_vesde"]["reference_gflop"] = flops["release_vesde/reference"] / 1e9
+    reference = times["release_vesde/reference"]
+    result["cheap"] = {
+        "preset": CHEAP,
+        "ms": times["cheap"],
+        "reference_ms": reference,
+        "ratio": reference / times["cheap"],
+        "gflop": flops["cheap"] / 1e9,
+    }
+    return result
+
+
+def measure_action(rounds: int) -> dict[str, float]:
+    """Time one action of the released chain: numpy, this project's torch, the plain sampler."""
+    agent = agent_of("release_vesde")
+    assert isinstance(agent, ALGDAgent)
+    sampler = make_sampler(agent.policy)
+    reference = reference_of("release_vesde", agent)
+    assert isinstance(reference, ReferenceRelease)
+    row = np.random.default_rng(0).standard_normal((1, OBS)).astype(np.float32)
+    tensor = torch.from_numpy(row)
+    generator = torch.Generator().manual_seed(0)
+    normals = np.random.default_rng(1)
+    runs = {
+        "numpy": lambda: sampler.sample(
+            row[0], normals.standard_normal((6, ACTION), dtype=np.float32)
+        ),
+        "torch": lambda: agent.act(row, generator=generator),
+        "reference": lambda: reference.act(tensor),
+    }
+    repeats = {"numpy": 200, "torch": 20, "reference": 20}
+    times = alternating_medians(runs, rounds=rounds, repeats=repeats)
+    return {
+        "us": 1e3 * times["numpy"],
+        "torch_us": 1e3 * times["torch"],
+        "reference_us": 1e3 * times["reference"],
+        "ratio": times["reference"] / times["numpy"],
+    }
+
+
+class ListBuffer:
+    """A replay buffer as published code keeps it: a list of tuples, stacked batch by batch."""
+
+    def __init__(self, rows: np.ndarray) -> None:
+        edges = np.cumsum([OBS, ACTION, 1, 1, OBS])
+        obs, action, reward, cost, next_obs, end = np.split(rows, edges, axis=1)
+        scalars = [column[:, 0].tolist() for column in (reward, cost, end)]
+        self.rows = list(
+            zip(obs, action, scalars[0], scalars[1], next_obs, scalars[2], strict=True)
+        )
+        self.random = random.Random(0)
+
+    def sample(self, size: int) -> list[torch.Tensor]:
+        """Return a batch as tensors."""
+        columns = map(np.stack, zip(*self.random.sample(self.rows, size), strict=True))
+        return [torch.FloatTensor(column) for column in columns]
+
+
+def measure_replay(rounds: int, rows: int = REPLAY_ROWS) -> dict[str, float]:
+    """Time a batch of the packed replay, of a list, and of a TensorDict where it is installed."""
+    replay = ReplayBuffer(rows, OBS, ACTION)
+    replay.table.uniform_(generator=torch.Generator().manual_seed(0))
+    replay.total_added = rows
+    plain = ListBuffer(replay.table.numpy())
+    generator = torch.Generator().manual_seed(1)
+    runs: dict[str, Callable[[], object]] = {
+        "packed": lambda: replay.sample(BATCH, generator),
+        "list": lambda: plain.sample(BATCH),
+    }
+    repeats = {"packed": 20, "list": 4}
+    if find_spec("tensordict"):
+        TensorDict = import_module("tensordict").TensorDict  # noqa: N806
+        columns = replay.unpack(replay.table)._asdict()
+        table = TensorDict(
+            {name: column.contiguous() for name, column in columns.items()}, batch_size=[rows]
+        )
+        runs["tensordict"] = lambda: table[torch.randint(rows, (BATCH,), generator=generator)]
+        repeats["tensordict"] = 20
+    times = alternating_medians(runs, rounds=rounds, repeats=repeats)
+    result = {
+        "rows": rows,
+        "us": 1e3 * times["packed"],
+        "list_us": 1e3 * times["list"],
+        "ratio": times["list"] / times["packed"],
+    }
+    if "tensordict" in times:
+        result["tensordict_us"] = 1e3 * times["tensordict"]
+        result["tensordict_ratio"] = times["tensordict"] / times["packed"]
+    return result
+
+
+def measure(rounds: int) -> dict[str, Any]:
+    """Return all figures."""
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    return {
+        "machine": platform.processor() or platform.machine(),
+        "torch": torch.__version__,
+        "setting": {"obs": OBS, "action": ACTION, "batch": BATCH, "threads": 1, "rounds": rounds},
+        **measure_updates(rounds),
+        "one_action": measure_action(2 * rounds),
+        "replay": measure_replay(2 * rounds),
+    }
+
+
+def ratios(result: dict[str, Any]) -> dict[str, float]:
+    """Return the ratios that ``FLOORS`` holds."""
+    found = {name: result[name]["ratio"] for name in FLOORS if name != "replay_list"}
+    return found | {"replay_list": result["replay"]["ratio"]}
+
+
+def table(result: dict[str, Any]) -> str:
+    """Return the figures as a Markdown table."""
+    lines = [
+        f"one thread; products {result['gemm_gflops']:.0f} GFLOP/s, by torch.mm "
+        f"{result['torch_gemm_gflops']:.0f}",
+        "",
+        "| update | ms | reference ms | ratio | GFLOP | floor ms | over floor "
+        "| over torch.mm floor | its products alone ms | over those |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for preset in EXACT:
+        row = result[preset]
+        keys = ("ms", "reference_ms", "ratio", "gflop", "floor_ms", "over_floor")
+        keys += ("over_torch_floor", "products_ms", "over_products")
+        lines.append(f"| {preset} | " + " | ".join(f"{row[key]:.2f}" for key in keys) + " |")
+    cheap, act, replay = result["cheap"], result["one_action"], result["replay"]
+    lines += [
+        "",
+        "| measure | this | reference | ratio |",
+        "|---|---|---|---|",
+        f"| {cheap['preset']}, batch {BATCH}, against release_vesde | {cheap['ms']:.2f} ms "
+        f"| {cheap['reference_ms']:.2f} ms | {cheap['ratio']:.2f} |",
+        f"| one action, 5 levels | {act['us']:.0f} us | {act['reference_us']:.0f} us "
+        f"| {act['ratio']:.1f} |",
+        f"| replay batch of {replay['rows']} rows, list | {replay['us']:.0f} us "
+        f"| {replay['list_us']:.0f} us | {replay['ratio']:.1f} |",
+    ]
+    if "tensordict_us" in replay:
+        lines.append(
+            f"| the same, TensorDict | {replay['us']:.0f} us | {replay['tensordict_us']:.0f} us "
+            f"| {replay['tensordict_ratio']:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(prog="algd bench", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=15, help="turns of each run, default 15")
+    parser.add_argument("--output", type=Path, default=RESULTS, help=f"default {RESULTS.name}")
+    options = parser.parse_args()
+    result = measure(options.rounds)
+    print(table(result))
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
