@@ -21,6 +21,7 @@ from alam.types import Batch
 from algd.environments.make import make_env
 from algd.environments.vector import StepResult, make_vector_env
 from algd.errors import CheckpointError, DivergenceError, EnvironmentFault
+from algd.training.allocation import keep_freed_memory
 from algd.training.checkpoint import CheckpointStore, Task
 from algd.training.durable_files import replace_durably
 from algd.training.evaluation import evaluate_policy
@@ -97,6 +98,7 @@ class Trainer:
 
         config = self.config
         torch.set_num_threads(config.train.num_threads)
+        keep_freed_memory()
         self.device = resolve_device(config.train.device)
         self.env = make_vector_env(config.env, seed=config.seed)
         self._resources.callback(self.env.close)
