@@ -26,7 +26,7 @@ def finish_run(trainer: "Trainer") -> None:
     rows = {"start": trainer.evaluations[0], "best safe": best, "last": trainer.evaluations[-1]}
     kept = list((trainer.run_dir / "policies" / "best_safe").glob("step_*"))
     if best is not None and kept:
-        trainer.tracker.model_artifact(max(kept), ["best-safe"], int(best["env_step"]))
+        trainer.tracker.model_artifact(max(kept), ["best-safe"], int(best["env_step"]), best)
     trainer.tracker.finish({name: row for name, row in rows.items() if row is not None})
     print_summary(trainer.config, rows, trainer.run_dir)
 

@@ -2,7 +2,8 @@
 
 In: metrics, episodes, videos and checkpoints, each with its env step. Out, in the run directory:
 ``metrics.csv`` (a function of config and seed alone, bit for bit), ``timing.csv`` (the names
-``time/*``: all that depends on the clock), ``episodes.csv``, W&B's and TensorBoard's files.
+``time/*``: all that depends on the clock), ``episodes.csv``, ``evaluations.csv`` (one row per
+episode of an evaluation), W&B's and TensorBoard's files.
 Tracking only observes: no algorithm reads a value back from here.
 
 For an exact resume, rows of a step are logged before the checkpoint of that step is written: on
@@ -35,6 +36,9 @@ class TrackingConfig:
     project, entity, group, tags, job_type, name: where W&B files the run; null takes W&B's default,
         for ``name`` that of the run directory.
     tensorboard: also write event files. progress: show a progress line. video: log the mp4 files.
+    picture_interval: steps between pictures of energy and multiplier, taken at the first
+        evaluation after so many; null for none. They go to W&B and TensorBoard, with histograms
+        of the multiplier at every evaluation, and need matplotlib (extra ``lab``).
     """
 
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
@@ -47,6 +51,7 @@ class TrackingConfig:
     tensorboard: bool = False
     progress: bool = True
     video: bool = True
+    picture_interval: int | None = 50_000
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
@@ -54,6 +59,8 @@ class TrackingConfig:
         for name in ("project", "job_type"):
             if not getattr(self, name).strip():
                 raise ValueError(f"{name} must not be empty, got {getattr(self, name)!r}")
+        if self.picture_interval is not None and self.picture_interval < 1:
+            raise ValueError(f"picture_interval must be null or >= 1, got {self.picture_interval}")
 
 
 class MetricMeans(Protocol):
@@ -102,6 +109,9 @@ class Tracker:
         self._metrics = table("metrics.csv")
         self._timing = table("timing.csv")
         self._episodes = table("episodes.csv")
+        self._evaluations = table("evaluations.csv")
+        self._tables = (self._metrics, self._timing, self._episodes, self._evaluations)
+        self._newest_step = 0
         self._progress = Progress(total_steps, cost_limit=cost_limit, enabled=config.progress)
         self._times_to_send: dict[str, float] = {}
         self._multiplier: float | None = None
@@ -131,6 +141,7 @@ class Tracker:
         steps, updates = self._progress.speeds()
         speeds = {"time/steps_per_second": steps, "time/updates_per_second": updates}
         self.log_time(env_step, speeds | {name: row[name] for name in row.keys() - exact.keys()})
+        self._newest_step = max(self._newest_step, env_step)
         if exact:
             self._metrics.append({"env_step": env_step, **exact})
         self._send(env_step, exact)
@@ -146,6 +157,31 @@ class Tracker:
     def episode(self, record: Mapping[str, Any]) -> None:
         """Record one finished training episode; ``record`` holds its ``env_step``."""
         self._episodes.append(record)
+
+    def evaluation(
+        self,
+        env_step: int,
+        returns: Sequence[float],
+        costs: Sequence[float],
+        lengths: Sequence[int],
+    ) -> None:
+        """Record the episodes of one evaluation."""
+        self._newest_step = env_step
+        for index, values in enumerate(zip(returns, costs, lengths, strict=True)):
+            row = dict(zip(("return", "cost", "length"), values, strict=True))
+            self._evaluations.append({"env_step": env_step, "episode": index, **row})
+
+    @property
+    def shows_media(self) -> bool:
+        """Whether histograms and images go anywhere."""
+        return self._wandb is not None or self._events is not None
+
+    def image(self, name: str, pixels: Any, env_step: int) -> None:
+        """Record an RGB array (height, width, 3) of uint8 in W&B and TensorBoard."""
+        if self._wandb is not None:
+            self._wandb.image(env_step, name, pixels)
+        if self._events is not None:
+            self._events.add_image(name, pixels, env_step, dataformats="HWC")
 
     def histogram(self, name: str, values: Any, env_step: int) -> None:
         """Record the distribution of finite values (array or tensor) in W&B and TensorBoard."""
@@ -163,10 +199,21 @@ class Tracker:
         if self._wandb is not None and self.config.video:
             self._wandb.video(env_step, path)
 
-    def model_artifact(self, checkpoint_dir: Path, aliases: Sequence[str], env_step: int) -> None:
+    def model_artifact(
+        self,
+        checkpoint_dir: Path,
+        aliases: Sequence[str],
+        env_step: int,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> None:
         """Record a directory as a version of the run's model, without files named ``replay*``."""
         if self._wandb is not None:
-            self._wandb.model_artifact(checkpoint_dir, env_step=env_step, aliases=list(aliases))
+            self._wandb.model_artifact(
+                checkpoint_dir,
+                env_step=env_step,
+                aliases=list(aliases),
+                metadata=dict(metadata or {}),
+            )
 
     def checkpoint(self, path: Path, env_step: int) -> None:
         """Note the newest checkpoint; the last one becomes the artifact ``latest`` at the end.
@@ -174,12 +221,12 @@ class Tracker:
         A checkpoint outlives a power cut, so the rows before it must, too.
         """
         self._newest_checkpoint = (path, env_step)
-        for table in (self._metrics, self._timing, self._episodes):
+        for table in self._tables:
             table.sync()
 
     def flush(self) -> None:
         """Write rows that the disk refused before; CheckpointError if it still does."""
-        for table in (self._metrics, self._timing, self._episodes):
+        for table in self._tables:
             table.flush()
 
     def progress(
@@ -208,7 +255,9 @@ class Tracker:
         if self._wandb is not None:
             if self._newest_checkpoint is not None:
                 path, env_step = self._newest_checkpoint
-                self.model_artifact(path, ["latest"], env_step)
+                self.model_artifact(path, ["latest"], env_step, summary.get("last"))
+            for name, table in (("training", self._episodes), ("evaluation", self._evaluations)):
+                self._wandb.table(self._newest_step, f"episodes/{name}", table.rows())
             self._wandb.finish(_joined(summary))
             self._wandb = None
         self.close()
@@ -221,7 +270,7 @@ class Tracker:
         if self._events is not None:
             self._events.close()
             self._events = None
-        for table in (self._metrics, self._timing, self._episodes):
+        for table in self._tables:
             table.close()
         self._progress.close()
 

@@ -26,6 +26,7 @@ from algd.training.checkpoint import CheckpointStore, Task
 from algd.training.durable_files import replace_durably
 from algd.training.evaluation import evaluate_policy
 from algd.training.finishing import finish_run
+from algd.training.media import record_pictures
 from algd.training.metric_window import BoundWatch, MetricWindow
 from algd.training.normalization import RunningNormalizer
 from algd.training.run_lock import RunLock
@@ -293,6 +294,7 @@ class Trainer:
             on_step=self._breathe,
         )
         metrics = result.metrics(config.constraint.cost_limit)
+        self.tracker.evaluation(self.env_step, result.returns, result.costs, result.lengths)
         row = {"env_step": float(self.env_step), **metrics}
         self.evaluations.append(row)
         safe = metrics["eval/cost"] <= config.constraint.cost_limit
@@ -301,6 +303,7 @@ class Trainer:
             self.best_safe = row
             self.saver.save_policy("best_safe", self.env_step, policy_state(self))
         self.tracker.log_time(self.env_step, {"time/evaluation": time.perf_counter() - started})
+        record_pictures(self)
         return metrics
 
     def _breathe(self) -> None:

@@ -33,6 +33,15 @@ _log = logging.getLogger(__name__)
 _DEFAULT_SERVER = "https://api.wandb.ai"
 _INIT_SECONDS = 30.0  # an unreachable server costs this once, then the run is recorded offline
 _FINISH_SECONDS = 120.0  # a slow upload may delay the end of a run by this; the rest is on disk
+_TABLE_ROWS = 10_000  # what W&B shows of a table
+# What the runs table of a project shows of a metric besides its last value.
+_SUMMARIES = {
+    "eval/return": "max,last",
+    "eval/cost": "min,last",
+    "eval/violation_rate": "min,last",
+    "train/cost": "max,last",
+    "train/multiplier": "max,last",
+}
 _MODE_NAMES: dict[str, Mode] = {
     "online": "online",
     "run": "online",
@@ -113,6 +122,7 @@ class WandbRun:
         self._id_path = run_dir / "wandb.json"
         self._said: set[str] = set()
         self._run: Any = None
+        self._config_declared = False
         self.run_id = run_id
         # What W&B has of the steps that a resumed run goes through again.
         self._present: Counter[tuple[int, frozenset[str]]] = Counter()
@@ -161,7 +171,29 @@ class WandbRun:
 
             self.log(env_step, {"eval/video": wandb.Video(str(path), format="mp4")})
 
-    def model_artifact(self, directory: Path, *, env_step: int, aliases: list[str]) -> None:
+    def image(self, env_step: int, name: str, pixels: Any) -> None:
+        """Hand over an RGB array (height, width, 3) of uint8."""
+        if self._run is None:
+            return
+        with self._guard("image"):
+            import wandb
+
+            self.log(env_step, {name: wandb.Image(pixels)})
+
+    def table(self, env_step: int, name: str, rows: list[dict[str, str]]) -> None:
+        """Hand over rows of a CSV file, numbers as numbers; the last 10,000 of them."""
+        if self._run is None or not rows:
+            return
+        with self._guard("table"):
+            import wandb
+
+            columns: list[Any] = list(rows[0])
+            data = [[_number(row[name]) for name in columns] for row in rows[-_TABLE_ROWS:]]
+            self.log(env_step, {name: wandb.Table(columns=columns, data=data)})
+
+    def model_artifact(
+        self, directory: Path, *, env_step: int, aliases: list[str], metadata: dict[str, Any]
+    ) -> None:
         """Hand over a checkpoint without its replay rows, as ``model-RUN_ID``.
 
         The files are linked into ``run_dir/wandb``, so a later removal of the checkpoint does not
@@ -172,8 +204,9 @@ class WandbRun:
         with self._guard("artifact"):
             import wandb
 
+            self._declare_config()
             artifact = wandb.Artifact(
-                f"model-{self.run_id}", type="model", metadata={"env_step": env_step}
+                f"model-{self.run_id}", type="model", metadata={"env_step": env_step} | metadata
             )
             kept = self._run_dir / "wandb" / "models" / f"{directory.name}-{aliases[0]}"
             for source in _files_without_replay(directory):
@@ -183,6 +216,25 @@ class WandbRun:
                 _link(source, copy)
                 artifact.add_file(str(copy), str(name), policy="immutable", skip_cache=True)
             self._run.log_artifact(artifact, aliases=aliases)
+
+    def _declare_config(self) -> None:
+        """Make config.yaml an artifact, once: what the models of this run descend from.
+
+        As an input of the run where W&B allows it, so that its lineage graph reads configuration
+        -> run -> model; offline W&B knows outputs alone.
+        """
+        path = self._run_dir / "config.yaml"
+        if self._config_declared or not path.is_file():
+            return
+        import wandb
+
+        self._config_declared = True
+        artifact = wandb.Artifact(f"config-{self.run_id}", type="config")
+        artifact.add_file(str(path), policy="immutable", skip_cache=True)
+        if self._run.offline:
+            self._run.log_artifact(artifact)
+        else:
+            self._run.use_artifact(artifact)
 
     def finish(self, summary: dict[str, Any], *, exit_code: int = 0) -> None:
         """Write the summary and end the run."""
@@ -234,6 +286,8 @@ class WandbRun:
         # No row ever carries W&B's own step: it must not go back, and rows that do are dropped.
         run.define_metric("env_step")
         run.define_metric("*", step_metric="env_step")
+        for name, summary in _SUMMARIES.items():
+            run.define_metric(name, step_metric="env_step", summary=summary)
         return run
 
     @contextmanager
@@ -269,6 +323,14 @@ def _files_without_replay(directory: Path) -> list[Path]:
         for path in files
         if not any(part.startswith("replay") for part in path.relative_to(directory).parts)
     )
+
+
+def _number(text: str) -> float | str | None:
+    """Return what a CSV field holds; nothing for an empty one."""
+    try:
+        return float(text) if text else None
+    except ValueError:
+        return text
 
 
 def _link(source: Path, copy: Path) -> None:
