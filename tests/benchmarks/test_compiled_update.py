@@ -15,6 +15,8 @@ SMALL: dict[str, Any] = {
 
 
 @pytest.mark.slow
+# Dynamo looks at .grad of what it traces.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
 @pytest.mark.timeout(1800)
 @pytest.mark.usefixtures("no_shape_checks")
 @pytest.mark.parametrize("preset", ["sac_alam", "algd", "release_vesde"])

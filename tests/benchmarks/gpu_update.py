@@ -1,0 +1,164 @@
+"""All updates of one environment step as one CUDA graph, against the eager loop on the same GPU.
+
+Run on a machine with a GPU: `python tests/benchmarks/gpu_update.py` (--compile adds torch.compile
+under the graph). Prints a table and writes ``results/gpu_update.json``. Replay rows are drawn
+inside the graph by a device generator; Adam counts its steps on the device (capturable); the
+update asks the host for nothing, which the sync debug mode of torch enforces here and
+``test_no_host_sync.py`` on a CPU.
+
+Python counters are frozen at capture: the number of updates in the graph must be a multiple of
+``target_update_interval``, and a multiplier whose lagged copy moves every so many updates (ALaM)
+moves it between replays instead, see ``between``.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":
+    sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
+
+import torch
+from benchmarks.pairs import ACTION, BATCH, OBS, Agent, agent_of
+
+from alam.multiplier import StatewiseALaM
+from alam.networks import polyak_update
+from alam.replay import ReplayBuffer
+
+RESULTS = Path(__file__).parent / "results" / "gpu_update.json"
+UPDATES = 10  # per environment step, as released
+PRESETS = ("release_vesde", "sac_alam", "algd")
+_ROWS = 100_000
+
+
+class StepUpdates:
+    """The updates of one environment step, on a replay that lives on the device."""
+
+    def __init__(self, agent: Agent, *, updates: int = UPDATES) -> None:
+        config = agent.config
+        if updates % config.critics.target_update_interval:
+            raise ValueError(
+                f"updates must be a multiple of target_update_interval "
+                f"{config.critics.target_update_interval}, got {updates}"
+            )
+        self.agent = agent
+        self.updates = updates
+        self.sampling = torch.Generator(device=agent.device).manual_seed(1)
+        self.replay = ReplayBuffer(_ROWS, OBS, ACTION, device=agent.device)
+        self.replay.table.normal_(generator=self.sampling)
+        self.replay.total_added = _ROWS
+        # Read by the graph: rows that arrive later are drawn as well.
+        self.size = torch.full((), float(_ROWS), dtype=torch.float64, device=agent.device)
+        self.interval = 0
+        if isinstance(agent.multiplier, StatewiseALaM):
+            self.interval = agent.multiplier.config.dual_target_interval
+        self.since_copy = 0
+
+    def run(self) -> None:
+        """Take all updates of the step; what a graph captures."""
+        for _ in range(self.updates):
+            uniform = torch.rand(
+                BATCH, generator=self.sampling, device=self.agent.device, dtype=torch.float64
+            )
+            slots = (uniform * self.size).long()
+            self.agent.update(self.replay.unpack(self.replay.table.index_select(0, slots)))
+
+    def between(self) -> None:
+        """Move the lagged multiplier when it is due; the counters of the agent stand still."""
+        self.since_copy += self.updates
+        multiplier = self.agent.multiplier
+        if self.interval and self.since_copy >= self.interval:
+            assert isinstance(multiplier, StatewiseALaM)
+            polyak_update(
+                multiplier.lagged, multiplier.network, rate=multiplier.config.dual_target_rate
+            )
+            self.since_copy = 0
+
+    def capture(self, body: Callable[[], None] | None = None) -> Callable[[], None]:
+        """Return the replay of one graph of ``run``; warms up on a side stream first."""
+        body = body or self.run
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                body()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        for generator in (self.agent.generator, self.sampling):
+            graph.register_generator_state(generator)
+        with torch.cuda.graph(graph):
+            body()
+
+        def replay() -> None:
+            graph.replay()
+            self.between()
+
+        return replay
+
+
+def milliseconds(call: Callable[[], None], *, calls: int) -> float:
+    """Return the mean time of one call on the device."""
+    start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    start.record()
+    for _ in range(calls):
+        call()
+    stop.record()
+    torch.cuda.synchronize()
+    return start.elapsed_time(stop) / calls
+
+
+def count_syncs(call: Callable[[], None]) -> None:
+    """Run a call in torch's debug mode, where a synchronising operation raises."""
+    call()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        call()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def measure(preset: str, *, compiled: bool, rounds: int) -> dict[str, Any]:
+    """Return the medians of alternating runs of the eager loop and the graph."""
+    eager, captured = (StepUpdates(agent_of(preset, device="cuda")) for _ in range(2))
+    count_syncs(eager.run)
+    if compiled:
+        captured.agent.update = torch.compile(captured.agent.update)
+    graph = captured.capture()
+    times: dict[str, list[float]] = {"eager": [], "graph": []}
+    for _ in range(rounds):
+        times["eager"].append(milliseconds(eager.run, calls=2))
+        times["graph"].append(milliseconds(graph, calls=20))
+    medians = {name: sorted(values)[len(values) // 2] for name, values in times.items()}
+    return {
+        "eager_ms_per_update": medians["eager"] / UPDATES,
+        "graph_ms_per_update": medians["graph"] / UPDATES,
+        "ratio": medians["eager"] / medians["graph"],
+        "updates_per_second": 1e3 * UPDATES / medians["graph"],
+        "minutes_for_1e6_updates": 1e6 * medians["graph"] / UPDATES / 6e4,
+        "host_syncs": 0,
+        "compiled": compiled,
+    }
+
+
+def main() -> None:
+    """Measure all presets."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--compile", action="store_true", help="torch.compile under the graph")
+    parser.add_argument("--rounds", type=int, default=7)
+    options = parser.parse_args()
+    torch.set_float32_matmul_precision("highest")
+    result: dict[str, Any] = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__}
+    for preset in PRESETS:
+        row = measure(preset, compiled=options.compile, rounds=options.rounds)
+        result[preset] = row
+        print(preset, {k: round(v, 3) for k, v in row.items() if isinstance(v, float)}, flush=True)
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
+    RESULTS.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+"""One CUDA graph of all updates of a step does what the eager loop does, without host syncs."""
+
+import pytest
+import torch
+from benchmarks.gpu_update import PRESETS, StepUpdates, count_syncs
+from benchmarks.pairs import agent_of, make_batch, tensors_of_agent
+
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("no_shape_checks")]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_graph_equals_the_eager_loop(preset: str) -> None:
+    eager, captured = (StepUpdates(agent_of(preset, device="cuda"), updates=2) for _ in range(2))
+    replay = captured.capture()
+    for _ in range(3):  # what the capture did to warm up
+        eager.run()
+    for _ in range(2):
+        eager.run()
+        replay()
+    torch.cuda.synchronize()
+    expected, actual = tensors_of_agent(eager.agent), tensors_of_agent(captured.agent)
+    for name, value in expected.items():
+        torch.testing.assert_close(actual[name], value, rtol=0.0, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_update_on_the_gpu_never_waits_for_the_host(preset: str) -> None:
+    count_syncs(StepUpdates(agent_of(preset, device="cuda"), updates=2).run)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_update_on_the_gpu_equals_that_on_the_cpu(preset: str) -> None:
+    host, device = agent_of(preset), agent_of(preset, device="cuda")
+    batch = make_batch()
+    host.critics.update(batch, batch.action)
+    device.critics.update(make_batch(device="cuda"), batch.action.cuda())
+    for name, value in tensors_of_agent(host).items():
+        torch.testing.assert_close(
+            tensors_of_agent(device)[name].cpu(), value, rtol=0.0, atol=1e-5, msg=name
+        )
