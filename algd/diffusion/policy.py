@@ -57,14 +57,14 @@ class DiffusionPolicyConfig:
     embedding_dim: int = 16
     prediction_type: PredictionType = "v_prediction"
     learning_rate: float = 3e-4
-    chain_coef: float = 1.0
+    chain_coef: float = 0.0
     chain_steps: int | None = None
     score_coef: float = 1.0
     estimator: Estimator = "mixed"
     num_score_samples: int = 16
     antithetic: bool = True
     base_std: float | None = 1.5
-    score_batch_size: int | None = None
+    score_batch_size: int | None = 64
     replay_fraction: float = 0.5
     candidates: int = 1
     update_interval: int = 1

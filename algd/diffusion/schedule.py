@@ -34,8 +34,8 @@ class ScheduleConfig:
     kind: Literal["ve", "vp"] = "ve"
     num_train_timesteps: int = 10
     num_inference_steps: int | None = None
-    sigma_min: float = 0.02
-    sigma_max: float = 2.0
+    sigma_min: float = 0.05
+    sigma_max: float = 1.5
     beta_schedule: BetaSchedule = "squaredcos_cap_v2"
     beta_start: float = 1e-4
     beta_end: float = 0.02

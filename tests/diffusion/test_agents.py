@@ -71,7 +71,8 @@ VARIANTS = {
         temperature=TemperatureConfig(mode="entropy", probe_states=4, probe_actions=4)
     ),
     "score only": small_diffusion(chain_coef=0.0, estimator="denoising", base_std=None),
-    "chain only": small_diffusion(score_coef=0.0, chain_steps=2),
+    "chain only": small_diffusion(chain_coef=1.0, score_coef=0.0, chain_steps=2),
+    "chain and score": small_diffusion(chain_coef=1.0),
     "target score": small_diffusion(estimator="target", antithetic=False, score_batch_size=4),
     "fixed entropy": GaussianPolicyConfig(hidden=(8,), entropy_coef=0.1),
 }

@@ -80,10 +80,10 @@ def test_predictions_of_a_known_pair_of_sample_and_noise(prediction, schedule):
 
 def test_epsilon_by_hand():
     network = network_of("epsilon")
-    level = torch.tensor([0, 9])  # sigma 0.02 and 2
+    level = torch.tensor([0, 9])  # sigma 0.05 and 1.5
     prediction = torch.tensor([[1.0, -2.0], [1.0, -2.0]], dtype=torch.float64)
     score = saying(network, prediction)(normals(2, 3), normals(2, 2), level)
-    expected = [[-50.0, 100.0], [-0.5, 1.0]]
+    expected = [[-20.0, 40.0], [-2 / 3, 4 / 3]]
     torch.testing.assert_close(score, torch.tensor(expected).double(), rtol=1e-6, atol=1e-6)
 
 

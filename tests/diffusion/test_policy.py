@@ -92,8 +92,8 @@ def test_truncation_changes_gradients_and_no_values():
 @pytest.mark.parametrize(
     ("schedule", "base_std", "expected"),
     [
-        ({}, 1.5, math.hypot(2.0, 1.5)),
-        ({}, None, 2.0),
+        ({}, 1.5, math.hypot(1.5, 1.5)),
+        ({"sigma_max": 2.0}, None, 2.0),
         ({"kind": "vp", "beta_schedule": "linear"}, 1.0, 1.0),
     ],
 )
@@ -203,7 +203,7 @@ def test_score_term_adds_its_own_gradient_and_none_through_its_training_points()
 def test_chain_term_is_cut_to_the_configured_steps():
     # The embeddings of levels that are cut off get no gradient.
     for steps, reached in ((None, 10), (3, 3), (1, 1)):
-        policy = policy_of(score_coef=0.0, chain_steps=steps)
+        policy = policy_of(chain_coef=1.0, score_coef=0.0, chain_steps=steps)
         (slope,) = torch.autograd.grad(loss_of(policy).loss, policy.network.embedding)
         assert (slope.abs().sum(1) > 0).tolist() == [level < reached for level in range(10)]
 

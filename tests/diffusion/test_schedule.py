@@ -215,7 +215,7 @@ def test_ancestral_coefficients_of_two_levels_by_hand():
     [
         ({"num_train_timesteps": 0}, "num_train_timesteps must be >= 1, got 0"),
         ({"num_inference_steps": 11}, r"num_inference_steps must be in \[1, .*10\], got 11"),
-        ({"sigma_min": 3.0}, "sigma_min < sigma_max, got 3.0 and 2.0"),
+        ({"sigma_min": 3.0}, "sigma_min < sigma_max, got 3.0 and 1.5"),
         ({"beta_start": 0.5}, "beta_start <= beta_end < 1, got 0.5 and 0.02"),
         ({"kind": "vp", "sampler": "euler_sde"}, "'euler_sde' needs kind 've', got kind 'vp'"),
     ],
