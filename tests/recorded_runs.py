@@ -1,4 +1,4 @@
-"""Run directories written by hand: configurations as algd dumps them, and rows with known values."""
+"""Run directories written by hand: configurations as algd dumps them, rows with known values."""
 
 import csv
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ def write_run(
     given = {
         "env.id": ENV,
         "constraint.cost_limit": COST_LIMIT,
-        "train.total_steps": evaluations[-1][0] if evaluations else 1000,
+        "train.total_steps": max(1, evaluations[-1][0]),
         "train.learning_starts": 0,
     } | {key.replace("__", "."): value for key, value in overrides.items()}
     run_dir.mkdir(parents=True)

@@ -69,10 +69,12 @@ def _write(directory: Path, comparisons: list) -> None:
     except (FileExistsError, NotADirectoryError) as error:
         raise ConfigError(f"--out: {directory} is not a directory") from error
     try:
-        from algd.experiments.figures import write_figures
+        import matplotlib  # noqa: F401 - asked for first, so that no other fault is taken for it
     except ImportError as error:
         raise UserError(
             f"tables are in {directory}; figures need matplotlib: pip install 'algd[lab]'"
         ) from error
+    from algd.experiments.figures import write_figures
+
     figures = write_figures(comparisons, directory)
     print(f"written to {directory}: {', '.join([*_TABLE_FILES, *(path.name for path in figures)])}")
