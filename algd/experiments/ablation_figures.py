@@ -14,6 +14,7 @@ from algd.experiments.ablation_table import Row
 from algd.experiments.lab_style import (
     BLACK,
     GREY,
+    ONE_COLUMN,
     PALETTE,
     TWO_COLUMNS,
     new_figure,
@@ -75,8 +76,9 @@ def _draw_panels(axis: Axis, rows: Sequence[Row], title: str, path: Path) -> Pat
     tasks = list(dict.fromkeys(row.task for row in rows))
     measures = list(dict.fromkeys(row.measure for row in rows))
     with paper_style():
+        width = ONE_COLUMN if len(tasks) == 1 else TWO_COLUMNS
         height = 0.9 + _PANEL_HEIGHT * len(measures)
-        figure, axes = new_figure(TWO_COLUMNS, height, len(measures), len(tasks))
+        figure, axes = new_figure(width, height, len(measures), len(tasks))
         for across, task in enumerate(tasks):
             for down, measure in enumerate(measures):
                 panel = axes[down, across]

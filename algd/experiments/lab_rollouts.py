@@ -15,12 +15,12 @@ from algd.analysis.calibration import cost_to_go
 from algd.environments.gymnasium import CostEnv
 from algd.environments.make import make_env
 from algd.experiments.lab_arena import arena_position
-from algd.training.evaluation import evaluation_seeds
 from algd.training.load import LoadedPolicy
 
 Floats = NDArray[np.float64]
 Act = Callable[[NDArray[np.float32]], NDArray[np.floating]]
 
+_STREAM = 2**31 + 1  # keeps these episodes apart from those of training and evaluation
 _TAIL_WEIGHT = 0.05  # share of the cost to go that a cut-off episode may leave unseen
 
 
@@ -82,10 +82,9 @@ def _rollouts(loaded: LoadedPolicy, act: Act, *, steps: int, seed: int) -> Rollo
     episodes: list[dict[str, np.ndarray]] = []
     try:
         taken = 0
-        for episode_seed in _seeds(seed):
-            if taken >= steps:
-                break
-            episodes.append(_episode(env, act, episode_seed))
+        while taken < steps:
+            words = np.random.SeedSequence([seed, _STREAM, len(episodes)]).generate_state(1)
+            episodes.append(_episode(env, act, int(words[0])))
             taken += len(episodes[-1]["costs"])
     finally:
         env.close()
@@ -112,10 +111,6 @@ def _rollouts(loaded: LoadedPolicy, act: Act, *, steps: int, seed: int) -> Rollo
         complete=np.concatenate(complete),
         positions=positions if np.isfinite(positions).all() else None,
     )
-
-
-def _seeds(seed: int) -> list[int]:
-    return evaluation_seeds(seed, 100_000)
 
 
 def _episode(env: CostEnv, act: Act, seed: int) -> dict[str, np.ndarray]:
