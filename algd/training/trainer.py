@@ -6,12 +6,11 @@ wall-clock quantities are kept elsewhere. A checkpoint may fall between any two 
 """
 
 import logging
-import math
 import time
 from collections import deque
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -24,13 +23,12 @@ from algd.errors import CheckpointError, DivergenceError, EnvironmentFault
 from algd.training.allocation import keep_freed_memory
 from algd.training.checkpoint import CheckpointStore, Task
 from algd.training.durable_files import replace_durably
-from algd.training.evaluation import evaluate_policy
 from algd.training.finishing import finish_run
-from algd.training.media import record_pictures
 from algd.training.metric_window import BoundWatch, MetricWindow
 from algd.training.normalization import RunningNormalizer
+from algd.training.recording import record_episode, record_row
 from algd.training.run_lock import RunLock
-from algd.training.run_state import policy_state, restore_training, training_state
+from algd.training.run_state import restore_training, training_state
 from algd.training.saving import Saver
 from algd.training.stopping import Interrupted, StopAsked, StopRequest
 from algd.training.train_config import resolve_device
@@ -155,7 +153,7 @@ class Trainer:
                 while True:
                     self._spend_updates()
                     self._stop_if_asked()
-                    self._record_if_due()
+                    self._record_and_save_if_due()
                     self._stop_if_asked()
                     if self.env_step >= self.config.train.total_steps:
                         break
@@ -192,9 +190,7 @@ class Trainer:
         self.dropped_episodes += len(step.dropped)
         for episode in step.episodes:
             self.agent.observe_episode_cost(episode.cost)
-            self.window_episodes.append((episode.return_, episode.cost, episode.length))
-            self.recent_episodes.append((episode.return_, episode.cost))
-            self.tracker.episode({"env_step": self.env_step, **_episode_row(episode)})
+            record_episode(self, episode)
 
     def _store(self, action: np.ndarray, step: StepResult) -> None:
         """Add the transitions to the replay, without those that a crash left untold."""
@@ -239,8 +235,8 @@ class Trainer:
             )
         return batch
 
-    def _due(self, interval: int) -> bool:
-        """True at multiples of the interval, at the start, and at the end."""
+    def due(self, interval: int) -> bool:
+        """Return True at multiples of the interval, at the start, and at the end."""
         previous = self.env_step - self.env.num_envs
         total = self.config.train.total_steps
         return (
@@ -249,64 +245,17 @@ class Trainer:
             or self.env_step >= total
         )
 
-    def _record_if_due(self) -> None:
-        """Write a row of metrics, evaluate and save where due; safe to repeat after a resume."""
+    def _record_and_save_if_due(self) -> None:
+        """Write rows and a checkpoint where due; safe to repeat after a resume."""
         if self.last_recorded < self.env_step:
-            row: dict[str, float] = {}
-            if self._due(self.config.train.log_interval):
-                row |= self._window_row()
-            if self._due(self.config.evaluation.interval):
-                row |= self._evaluate()
-            if row:
-                self.tracker.log(self.env_step, row)
-            if self._due(self.config.train.log_interval):
-                self.window.clear()
-                self.window_episodes.clear()
+            record_row(self)
             self.last_recorded = self.env_step
-        save_due = self.env_step > 0 and self._due(self.config.train.checkpoint_interval)
+        save_due = self.env_step > 0 and self.due(self.config.train.checkpoint_interval)
         if save_due and self.saver.last_saved < self.env_step:
             self._save()
 
-    def _window_row(self) -> dict[str, float]:
-        means = self.window.means()
-        broken = [name for name, value in means.items() if not math.isfinite(value)]
-        self.saver.require_finite(self.env_step, self.agent.state_dict(), *broken)
-        self.bound_watch.observe(self.env_step, means)
-        if self.window_episodes:
-            columns = np.array(self.window_episodes, dtype=np.float64).mean(0)
-            names = ("train/return", "train/cost", "train/episode_length")
-            means |= dict(zip(names, map(float, columns), strict=True))
-        if self.dropped_episodes:
-            means["train/dropped_episodes"] = float(self.dropped_episodes)
-        return means | {"train/num_updates": float(self.num_updates)}
-
-    def _evaluate(self) -> dict[str, float]:
-        """Evaluate on the environment kept for it, and keep the best safe policy."""
-        config = self.config
-        started = time.perf_counter()
-        result = evaluate_policy(
-            self.agent,
-            self.normalizer,
-            self.evaluation_env,
-            episodes=config.evaluation.episodes,
-            mode=config.evaluation.mode,
-            seed=config.seed,
-            on_step=self._breathe,
-        )
-        metrics = result.metrics(config.constraint.cost_limit)
-        self.tracker.evaluation(self.env_step, result.returns, result.costs, result.lengths)
-        row = {"env_step": float(self.env_step), **metrics}
-        self.evaluations.append(row)
-        safe = metrics["eval/cost"] <= config.constraint.cost_limit
-        best = self.best_safe
-        if safe and (best is None or metrics["eval/return"] > best["eval/return"]):
-            self.best_safe = row
-            self.saver.save_policy("best_safe", self.env_step, policy_state(self))
-        self.tracker.log_time(self.env_step, {"time/evaluation": time.perf_counter() - started})
-        record_pictures(self)
-        return metrics
-
-    def _breathe(self) -> None:
+    def breathe(self) -> None:
+        """Look up from long work: tell other machines, leave it if a stop was asked for."""
         self.lock.sign_of_life()
         self.stop.raise_if_asked()
 
@@ -335,18 +284,6 @@ class Trainer:
         return EnvironmentFault(
             f"{fault}; training stopped at step {self.env_step}, {kept} in {self.run_dir}"
         )
-
-
-def _episode_row(episode: Any) -> dict[str, float | int | bool]:
-    return {
-        "env_index": episode.env_index,
-        "episode_index": episode.episode_index,
-        "seed": episode.seed,
-        "return": episode.return_,
-        "cost": episode.cost,
-        "length": episode.length,
-        "terminated": episode.terminated,
-    }
 
 
 def train(config: "ExperimentConfig", run_dir: Path) -> None:

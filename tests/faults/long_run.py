@@ -1,0 +1,118 @@
+"""Train for a while and measure whether memory, speed and the number of files stay flat.
+
+In: minutes and configuration overrides. Out: a table over time and, after a warm-up of a third of
+the run, the slope of resident memory in MB per 10,000 steps, and the speed of the last quarter
+against that of the first, in updates per second of wall clock and of processor time (the second
+is the one to trust on a busy machine).
+
+    python tests/faults/long_run.py --minutes 120 --preset algd --set env.id=SafetyPointGoal1-v0
+"""
+
+import argparse
+import os
+import shutil
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from algd.experiments.config import load_config
+from algd.experiments.yaml_files import parse_yaml
+from algd.training.run_directory import claim_run_dir
+from algd.training.trainer import Trainer
+
+_SAMPLE_SECONDS = 5.0
+
+
+@dataclass
+class Sample:
+    """One look at the process."""
+
+    wall: float
+    processor: float
+    env_step: int
+    num_updates: int
+    rss_mb: float
+    files: int
+
+
+def resident_mb() -> float:
+    """Return the resident memory of this process."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def train_and_sample(run_dir: Path, presets: list[str], changes: dict, seconds: float) -> list:
+    """Train until the time is over; return the samples."""
+    base = {"tracking.wandb": "disabled", "tracking.progress": False, "evaluation.video": False}
+    claim_run_dir(run_dir)
+    trainer = Trainer(load_config(presets, base | changes), run_dir)
+    samples: list[Sample] = []
+    began, step = time.perf_counter(), trainer._step_environment
+
+    def watched() -> None:
+        step()
+        now = time.perf_counter() - began
+        if not samples or now - samples[-1].wall >= _SAMPLE_SECONDS:
+            files = sum(len(names) for _, _, names in os.walk(run_dir))
+            samples.append(
+                Sample(
+                    *(now, time.process_time(), trainer.env_step, trainer.num_updates),
+                    *(resident_mb(), files),
+                )
+            )
+        if now >= seconds:
+            trainer.stop.signal_number = 15
+
+    trainer._step_environment = watched
+    try:
+        trainer.run()
+    except Exception as stopped:
+        print(f"ended: {stopped}")
+    return samples
+
+
+def report(samples: list[Sample]) -> None:
+    """Print the table and the two figures."""
+    print("  wall s  processor s     steps   updates  RSS MB  files")
+    for s in samples[:: max(len(samples) // 20, 1)]:
+        print(
+            f"{s.wall:8.0f} {s.processor:12.0f} {s.env_step:9d} {s.num_updates:9d} "
+            f"{s.rss_mb:7.1f} {s.files:6d}"
+        )
+    warm = samples[len(samples) // 3 :]
+    steps = np.array([s.env_step for s in warm], float)
+    slope = np.polyfit(steps / 1e4, [s.rss_mb for s in warm], 1)[0]
+    print(f"slope of memory after warm-up: {slope:.3f} MB per 10k steps")
+
+    def speed(part: list[Sample], clock: str) -> float:
+        elapsed = getattr(part[-1], clock) - getattr(part[0], clock)
+        return (part[-1].num_updates - part[0].num_updates) / elapsed
+
+    quarter = max(len(warm) // 4, 2)
+    for clock in ("wall", "processor"):
+        first, last = speed(warm[:quarter], clock), speed(warm[-quarter:], clock)
+        print(f"updates per {clock} second: {first:.1f} then {last:.1f} ({last / first - 1:+.1%})")
+
+
+def main() -> None:
+    """Run and report."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=120.0)
+    parser.add_argument("--preset", action="append", default=[])
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    options = parser.parse_args()
+    pairs = [text.partition("=") for text in options.set]
+    changes = {key: parse_yaml(value, "command line") for key, _, value in pairs}
+    root = Path(tempfile.mkdtemp(prefix="long_run_"))
+    try:
+        seconds = options.minutes * 60
+        report(train_and_sample(root / "run", options.preset, changes, seconds))
+    finally:
+        shutil.rmtree(root)
+
+
+if __name__ == "__main__":
+    main()
