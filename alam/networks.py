@@ -90,13 +90,13 @@ class EnsembleMLP(nn.Module):
         tensors = [x.value if isinstance(x, Projection) else x for x in inputs]
         leading = broadcast_leading(tensors, projected)
         differentiable = partial(self._stacked, projected)
-        if self._written_out(tensors[0]):
+        if self.written_out(tensors[0]):
             passes = Passes(
                 self.activation_name,
                 self.parts,
                 projected,
                 leading,
-                self._members(),
+                self.members(),
                 differentiable,
             )
             output = run(passes, tensors, weights, biases)
@@ -104,7 +104,7 @@ class EnsembleMLP(nn.Module):
             output = differentiable(tensors, weights, biases)
         return output.unflatten(1, leading)
 
-    def _members(self) -> list[Member]:
+    def members(self) -> list[Member]:
         """Return views of the weights, made again only when the weights have moved in memory."""
         weights, biases = _tensors(self.weights), _tensors(self.biases)
         place = [tensor.data_ptr() for tensor in (*weights, *biases)]
@@ -113,7 +113,7 @@ class EnsembleMLP(nn.Module):
             self._members_place = place
         return self._members_kept
 
-    def _written_out(self, x: Tensor) -> bool:
+    def written_out(self, x: Tensor) -> bool:
         """True for eager computation on a CPU; compilers and exporters need plain operations."""
         traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
         return not x.is_cuda and not traced

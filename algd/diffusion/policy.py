@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from alam.gaussian import log_one_minus_tanh_squared
 from alam.networks import Activation
 from alam.types import Metrics
+from algd.diffusion.cpu_chain import ChainStep, can_run, run_chain
 from algd.diffusion.denoiser import PredictionType, ScoreNetwork
 from algd.diffusion.schedule import NoiseSchedule, ScheduleConfig
 from algd.diffusion.score import Estimator, antithetic, estimate_score, propose
@@ -147,6 +148,23 @@ class DiffusionPolicy(nn.Module):
             generator=generator,
         )
 
+        # Noisiest first, score and reverse step in one linear form.
+        self.reverse_steps: list[ChainStep] = []
+        for step in reversed(range(self.schedule.num_steps)):
+            level = self.schedule.inference_levels[step]
+            of_latent, of_prediction, of_input = self.network.linear[level]
+            c_latent, c_score, c_noise = self.schedule.steps[step]
+            self.reverse_steps.append(
+                ChainStep(
+                    level,
+                    step,
+                    of_input,
+                    keep=c_latent + c_score * of_latent,
+                    move=c_score * of_prediction,
+                    spread=c_noise,
+                )
+            )
+
     @property
     def num_noises(self) -> int:
         """Standard normals per action dimension that one sample consumes."""
@@ -171,8 +189,10 @@ class DiffusionPolicy(nn.Module):
         """
         latent = self.prior_std() * noise[-1]
         steps = self.schedule.num_steps
-        score = self.network.along_chain(obs)
         keep = steps if gradient_steps is None else min(gradient_steps, steps)
+        if isinstance(self.network, ScoreNetwork) and can_run(self.network.network, obs, noise):
+            return self._denoise_written_out(obs, latent, noise, keep)
+        score = self.network.along_chain(obs)
         for step in reversed(range(steps)):
             c_latent, c_score, c_noise = self.schedule.steps[step]
             with torch.set_grad_enabled(torch.is_grad_enabled() and step < keep):
@@ -180,6 +200,23 @@ class DiffusionPolicy(nn.Module):
                 latent = torch.add(moved, latent, alpha=c_latent)
                 if c_noise:
                     latent = torch.add(latent, noise[step], alpha=c_noise)
+        return latent
+
+    def _denoise_written_out(
+        self, obs: Tensor, latent: Tensor, noise: Tensor, gradient_steps: int
+    ) -> Tensor:
+        """Run the same chain as few nodes: the steps without a graph, then those with one."""
+        network = self.network
+        split = len(self.reverse_steps) - gradient_steps
+        for steps, with_graph in (
+            (self.reverse_steps[:split], False),
+            (self.reverse_steps[split:], True),
+        ):
+            if steps:
+                with torch.set_grad_enabled(torch.is_grad_enabled() and with_graph):
+                    latent = run_chain(
+                        network.network, network.embedding, obs, latent, noise, steps
+                    )[-1]
         return latent
 
     def sample(

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from alam.networks import MLP, Projection
 from alam.types import Metrics
+from algd.diffusion.cpu_chain import ChainStep, can_run, run_chain
 from algd.diffusion.policy import Evaluate, PolicyLoss
 from algd.diffusion.schedule import ScheduleConfig, noise_levels
 from algd.diffusion.temperature import TemperatureConfig
@@ -105,6 +106,11 @@ class ReleasePolicy(nn.Module):
         self.register_buffer("sigmas", torch.tensor(levels.sigmas, dtype=torch.float32))
         variances = [0.0, *self.sigmas.double().square().tolist()]
         self.growth = [b - a for a, b in pairwise(variances)]
+        # Noisiest first: u <- u + growth * score(tanh u) + sqrt(growth) * noise.
+        self.reverse_steps = [
+            ChainStep(k, k, None, 1.0, self.growth[k], self.growth[k] ** 0.5 if k else 0.0)
+            for k in reversed(range(config.num_timesteps))
+        ]
         table = torch.empty(config.num_timesteps, config.embedding_dim)
         self.embedding = nn.Parameter(table.normal_(generator=generator))
         # One trunk with a score head, and for DDPM an epsilon head beside it.
@@ -179,6 +185,8 @@ class ReleasePolicy(nn.Module):
         prior_std = self.sigmas[-1] if self.config.variant == "vesde" else 1.0
         latent = prior_std * noise[-1]
         recorded = latent
+        if self.config.variant == "vesde" and can_run(self.network, obs, noise):
+            return self._rollout_written_out(obs, latent, noise, level)
         # Observation and levels meet the first layer once, not at every step.
         obs_part = self.network.project(obs, 0)
         level_parts = self.network.project(self.embedding, 2).value.unbind(1)
@@ -189,6 +197,18 @@ class ReleasePolicy(nn.Module):
                 here = (level == index).unsqueeze(-1)
                 recorded = torch.where(here, torch.tanh(latent), recorded)
         return torch.tanh(latent), recorded
+
+    def _rollout_written_out(
+        self, obs: Tensor, latent: Tensor, noise: Tensor, level: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the same of the VE chain, by one node."""
+        latents = run_chain(self.network, self.embedding, obs, latent, noise, self.reverse_steps)
+        action = torch.tanh(latents[-1])
+        if level is None:
+            return action, latent
+        indices = torch.arange(len(latents) - 1, -1, -1, device=level.device)
+        here = (level == indices.unsqueeze(-1)).to(latents.dtype).unsqueeze(-1)
+        return action, torch.tanh((here * latents).sum(0))
 
     def sample(
         self, obs: Float[Tensor, "B O"], noise: Float[Tensor, "K B A"]

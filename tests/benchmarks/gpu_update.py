@@ -30,7 +30,7 @@ from alam.replay import ReplayBuffer
 
 RESULTS = Path(__file__).parent / "results" / "gpu_update.json"
 UPDATES = 10  # per environment step, as released
-PRESETS = ("release_vesde", "sac_alam", "algd")
+PRESETS = ("release_vesde", "sac_alam", "algd", "corrected")
 _ROWS = 100_000
 
 

@@ -25,16 +25,32 @@ OBS, ACTION, BATCH = 60, 2, 256
 EPISODE_LENGTH = 1000
 _REFERENCES = {
     "release_vesde": ReferenceRelease,
-    "algd": ReferenceALGD,
+    "corrected": ReferenceALGD,
     "sac_alam": ReferenceSAC,
 }
 EXACT = tuple(_REFERENCES)
+# The corrected method in full, whatever the defaults of algd leave out to be cheaper.
+_CORRECTED = {
+    "policy.chain_coef": 1.0,
+    "policy.score_coef": 1.0,
+    "policy.chain_steps": None,
+    "policy.estimator": "mixed",
+    "policy.num_score_samples": 16,
+    "policy.antithetic": True,
+    "policy.base_std": 1.5,
+    "policy.score_batch_size": None,
+    "policy.schedule.num_train_timesteps": 10,
+    "policy.temperature.mode": "relative",
+}
 Agent = SACAgent | ALGDAgent
 
 
 def agent_of(preset: str, *, device: str = "cpu", **overrides: object) -> Agent:
-    """Return the agent of a shipped preset at the measured widths."""
-    config = load_config([preset], overrides)
+    """Return the agent of a shipped preset, or of `corrected`, at the measured widths."""
+    settings: dict[str, object] = overrides
+    if preset == "corrected":
+        preset, settings = "algd", _CORRECTED | overrides
+    config = load_config([preset], settings)
     agent = make_agent(config, OBS, ACTION, EPISODE_LENGTH, device)
     assert isinstance(agent, SACAgent | ALGDAgent)
     return agent

@@ -19,7 +19,7 @@ SMALL: dict[str, Any] = {
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
 @pytest.mark.timeout(1800)
 @pytest.mark.usefixtures("no_shape_checks")
-@pytest.mark.parametrize("preset", ["sac_alam", "algd", "release_vesde"])
+@pytest.mark.parametrize("preset", ["sac_alam", "corrected", "release_vesde"])
 def test_compiled_update_equals_the_eager_one(preset: str) -> None:
     torch._dynamo.reset()
     eager, compiled = (agent_of(preset, **SMALL) for _ in range(2))

@@ -1,0 +1,193 @@
+"""The reverse chain written out for a CPU: one autograd node for all steps.
+
+In: a perceptron of [observation, latent, level embedding], observations, a starting latent, noise,
+and the steps. Out: the latents after every step, with exact gradients for the weights and the
+embedding. Observation and levels meet the first layer once, and the gradient of each layer's
+weights is one matrix product over the rows of all steps. Relation: ``DiffusionPolicy.denoise`` and
+``ReleasePolicy.rollout``, which say the same in plain operations.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from alam import cpu_passes
+from alam.cpu_passes import ACTIVATIONS, Member
+from alam.networks import MLP
+
+
+class ChainStep(NamedTuple):
+    """u <- keep * u + move * network(input) + spread * noise[noise_index].
+
+    level: row of the embedding. of_input: the input is of_input * u, or tanh(u) if None.
+    """
+
+    level: int
+    noise_index: int
+    of_input: float | None
+    keep: float
+    move: float
+    spread: float
+
+
+class _Call(NamedTuple):
+    """What a run of the chain needs besides trained tensors; nothing here takes a gradient."""
+
+    member: Member
+    activation: str
+    obs: Tensor
+    start: Tensor
+    noise: Tensor
+    steps: Sequence[ChainStep]
+
+
+class _Trace(NamedTuple):
+    """What the backward pass needs: by step the input; by step and layer hidden and slope."""
+
+    inputs: list[Tensor]
+    hiddens: list[list[Tensor]]
+    slopes: list[list[Tensor]]
+
+
+def _forward(call: _Call, embedding: Tensor, *, keep_trace: bool) -> tuple[Tensor, _Trace]:
+    """Return the latents after every step, (K, B, A)."""
+    member, steps = call.member, call.steps
+    of_obs, of_latent, of_level = member.blocks
+    activation = ACTIVATIONS[call.activation].forward
+    observed = cpu_passes.product(call.obs, *of_obs)
+    first = torch.addmm(member.layers[0][2], embedding.detach(), of_level[0]).unbind(0)
+    trace = _Trace([], [], [])
+    latent, latents = call.start, []
+    width = latent.shape[1]
+    for step in steps:
+        x = torch.tanh(latent) if step.of_input is None else step.of_input * latent
+        value = torch.addmm(first[step.level], x, of_latent[0])
+        value += observed
+        hiddens, slopes = [], []
+        for layer in member.layers[1:]:
+            hidden, slope = activation(value)
+            hiddens.append(hidden)
+            slopes.append(slope)
+            value = cpu_passes.product(hidden, *layer)
+        moved = value if value.shape[1] == width else value[:, :width]
+        kept = latent if step.keep == 1.0 else step.keep * latent
+        latent = torch.add(kept, moved, alpha=step.move)
+        if step.spread:
+            latent.add_(call.noise[step.noise_index], alpha=step.spread)
+        latents.append(latent)
+        if keep_trace:
+            trace.inputs.append(x)
+            trace.hiddens.append(hiddens)
+            trace.slopes.append(slopes)
+    return torch.stack(latents), trace
+
+
+class _Chain(torch.autograd.Function):
+    """All steps as one node. Gradients reach embedding, weights and biases."""
+
+    @staticmethod
+    def forward(ctx, call: _Call, count: int, embedding: Tensor, *tensors: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Return the latents; ``tensors`` are ``count`` stacked weights, then biases."""
+        latents, trace = _forward(call, embedding, keep_trace=True)
+        ctx.call, ctx.count, ctx.trace = call, count, trace
+        ctx.save_for_backward(embedding, *tensors)
+        return latents
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Return gradients of embedding, weights and biases."""
+        call: _Call = ctx.call
+        trace: _Trace = ctx.trace
+        embedding = ctx.saved_tensors[0]
+        by_layer = _backward_through_steps(call, trace, gradient)
+        joined = [torch.cat(gradients) for gradients in by_layer]
+        weights: list[Tensor] = []
+        biases: list[Tensor] = []
+        for layer in range(1, ctx.count):
+            hidden = torch.cat([hiddens[layer - 1] for hiddens in reversed(trace.hiddens)])
+            weights.append(cpu_passes.product(hidden.t(), joined[layer], joined[layer].t()))
+            biases.append(joined[layer].sum(0))
+        # First layer: latents row by row, observations once, levels once each.
+        inputs = torch.cat(trace.inputs[::-1])
+        of_latent = cpu_passes.product(inputs.t(), joined[0], joined[0].t())
+        per_step = joined[0].view(len(call.steps), *by_layer[0][0].shape)
+        summed = per_step.sum(0)
+        of_obs = cpu_passes.product(call.obs.t(), summed, summed.t())
+        of_step = per_step.sum(1)
+        of_levels = torch.zeros(
+            len(embedding), of_step.shape[1], dtype=of_step.dtype, device=of_step.device
+        )
+        for row, step in zip(of_step, reversed(call.steps), strict=True):
+            of_levels[step.level] += row
+        of_level = torch.mm(embedding.t(), of_levels)
+        weights.insert(0, torch.cat([of_obs, of_latent, of_level]))
+        biases.insert(0, of_levels.sum(0))
+        of_embedding = torch.mm(of_levels, call.member.blocks[2][1])
+        return (
+            None,
+            None,
+            of_embedding,
+            *(weight.unsqueeze(0) for weight in weights),
+            *(bias.view(1, 1, -1) for bias in biases),
+        )
+
+
+def _backward_through_steps(call: _Call, trace: _Trace, gradient: Tensor) -> list[list[Tensor]]:
+    """Return, by layer, the gradients of its outputs at every step, last step first."""
+    member = call.member
+    backward = ACTIVATIONS[call.activation].backward
+    last = len(member.layers) - 1
+    by_layer: list[list[Tensor]] = [[] for _ in member.layers]
+    of_latent = member.blocks[1]
+    total: Tensor | None = None
+    for index in range(len(call.steps) - 1, -1, -1):
+        step, x = call.steps[index], trace.inputs[index]
+        total = gradient[index] if total is None else total + gradient[index]
+        value = step.move * total
+        for layer in range(last, 0, -1):
+            by_layer[layer].append(value)
+            weight, transposed, _ = member.layers[layer]
+            value = cpu_passes.product(value, transposed, weight)
+            value = backward(value, trace.slopes[index][layer - 1])
+        by_layer[0].append(value)
+        through = torch.mm(value, of_latent[1])
+        if step.of_input is None:
+            through = torch.ops.aten.tanh_backward.default(through, x)
+        else:
+            through *= step.of_input
+        total = torch.add(through, total, alpha=step.keep)
+    return by_layer
+
+
+def run_chain(
+    network: MLP,
+    embedding: Tensor,
+    obs: Tensor,
+    start: Tensor,
+    noise: Tensor,
+    steps: Sequence[ChainStep],
+) -> Tensor:
+    """Return the latents after every step, (K, B, A).
+
+    Args:
+        network: perceptron of (observation, latent, level), with A outputs.
+        embedding: (T, D), the levels as the network hears them.
+        obs: (B, O). start: (B, A). noise: (M, B, A). They take no gradient.
+        steps: in the order in which they are taken.
+    """
+    call = _Call(network.members()[0], network.activation_name, obs, start, noise, steps)
+    weights, biases = list(network.weights), list(network.biases)
+    if torch.is_grad_enabled() and (embedding.requires_grad or weights[0].requires_grad):
+        return _Chain.apply(call, len(weights), embedding, *weights, *biases)  # pyright: ignore
+    return _forward(call, embedding, keep_trace=False)[0]
+
+
+def can_run(network: object, *inputs: Tensor) -> bool:
+    """True for eager computation on a CPU where no input asks for a gradient."""
+    if not isinstance(network, MLP) or any(x.requires_grad for x in inputs):
+        return False
+    return network.written_out(inputs[0])
