@@ -13,8 +13,10 @@ from typing import Any
 from algd.experiments.sweep_child import TRIAL_FILE
 from algd.experiments.sweep_file import read_sweep_file
 from algd.experiments.sweep_plan import SweepPlan, plan_sweep, seeds_of
+from algd.experiments.sweep_table import make_table
 from algd.experiments.yaml_files import write_yaml
 from algd.training.run_lock import LOCK_FILE
+from algd.training.trainer import train
 
 ROOT = Path(__file__).parents[1]
 COMMAND = (sys.executable, "-m", "algd.experiments.cli")
@@ -61,6 +63,16 @@ def plan_of(path: Path, directory: Path) -> SweepPlan:
     return plan_sweep(file, directory.absolute(), seeds=seeds_of(file) or [0])
 
 
+def undisturbed_table(path: Path, directory: Path) -> bytes:
+    """Train every trial of a sweep here, one after the other, and return the table as CSV."""
+    plan = plan_of(path, directory)
+    for trial in plan.trials:
+        train(trial.config, trial.run_dir)
+        (trial.run_dir / TRIAL_FILE).write_text("{}")
+    make_table(plan).write_csv(directory / "table.csv")
+    return (directory / "table.csv").read_bytes()
+
+
 def start(path: Path, directory: Path, *options: str) -> subprocess.Popen[str]:
     """Start `algd sweep` as a user would."""
     return subprocess.Popen(
@@ -72,7 +84,7 @@ def start(path: Path, directory: Path, *options: str) -> subprocess.Popen[str]:
     )
 
 
-def finish(process: subprocess.Popen[str], *, seconds: float = 240.0) -> tuple[int, str, str]:
+def finish(process: subprocess.Popen[str], *, seconds: float = 900.0) -> tuple[int, str, str]:
     """Wait for the end; return exit code, stdout and stderr."""
     out, err = process.communicate(timeout=seconds)
     return process.returncode, out, err
@@ -80,12 +92,12 @@ def finish(process: subprocess.Popen[str], *, seconds: float = 240.0) -> tuple[i
 
 def wait_until(holds: Callable[[], bool], process: subprocess.Popen[str]) -> None:
     """Wait for something that must come while the sweep runs."""
-    give_up = time.monotonic() + 240
+    give_up = time.monotonic() + 600
     while not holds():
         if process.poll() is not None:
             raise AssertionError(f"the sweep ended early: {finish(process)}")
         if time.monotonic() > give_up:
-            raise AssertionError("waited for four minutes")
+            raise AssertionError("waited for ten minutes")
         time.sleep(0.02)
 
 

@@ -10,7 +10,16 @@ from pathlib import Path
 
 import pytest
 from scipy import stats
-from sweep_files import finish, half_done, kill_all, plan_of, start, wait_until, write_sweep
+from sweep_files import (
+    finish,
+    half_done,
+    kill_all,
+    plan_of,
+    start,
+    undisturbed_table,
+    wait_until,
+    write_sweep,
+)
 
 from algd.experiments import sweep_engine
 from algd.experiments.cli import main
@@ -112,10 +121,9 @@ def test_a_trial_that_fails_is_tried_again_reported_and_left_out_of_the_table(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_a_sweep_of_twelve_trials_killed_twice_gives_the_same_table(tmp_path: Path) -> None:
     path = write_sweep(tmp_path, total_steps=600, parameters=TWO_BY_TWO)
-    assert finish(start(path, tmp_path / "whole"))[0] == 0
     out = tmp_path / "out"
     for already_complete in (1, 5):
         process = start(path, out)
@@ -126,11 +134,10 @@ def test_a_sweep_of_twelve_trials_killed_twice_gives_the_same_table(tmp_path: Pa
             process,
         )
         kill_all(process, out)
-    code, _, told = finish(start(path, out))
+    code, _, told = finish(start(path, out), seconds=1200)
     assert code == 0
     assert "of them complete already" in told
-    table = (out / "table.csv").read_bytes()
-    assert table == (tmp_path / "whole" / "table.csv").read_bytes()
+    assert (out / "table.csv").read_bytes() == undisturbed_table(path, tmp_path / "whole")
     rows = table_rows(out / "table.csv")
     assert [row["complete"] for row in rows] == ["3"] * 4
     assert len({row["eval/return"] for row in rows}) == 4

@@ -6,7 +6,15 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
-from sweep_files import ROOT, finish, half_done, start, wait_until, write_sweep
+from sweep_files import (
+    ROOT,
+    finish,
+    half_done,
+    start,
+    undisturbed_table,
+    wait_until,
+    write_sweep,
+)
 
 from algd.experiments.cli import main
 
@@ -35,7 +43,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 @pytest.mark.filterwarnings("default::ResourceWarning")  # Ray's own pipes
 @pytest.mark.filterwarnings("default::pytest.PytestUnraisableExceptionWarning")
 def test_a_sweep_that_loses_a_worker_node_gives_the_same_table(tmp_path: Path, cluster) -> None:
@@ -45,18 +53,17 @@ def test_a_sweep_that_loses_a_worker_node_gives_the_same_table(tmp_path: Path, c
         "seed": {"values": [0, 1, 2]},
     }
     path = write_sweep(tmp_path, total_steps=600, parameters=parameters)
-    assert finish(start(path, tmp_path / "whole"), seconds=400)[0] == 0
     doomed, _ = [cluster.add_node(num_cpus=1) for _ in range(2)]
     cluster.wait_for_nodes()
     out = tmp_path / "out"
     process = start(path, out, "--on", "ray", "--address", cluster.address)
     wait_until(lambda: len(half_done(out)) == 2, process)
     cluster.remove_node(doomed, allow_graceful=False)
-    code, printed, told = finish(process, seconds=400)
+    code, printed, told = finish(process, seconds=1200)
     assert code == 0, told
     assert "Ray, 3 machines, 2 cores" in told
     assert told.count("its Ray worker was lost") == 1
-    assert (out / "table.csv").read_bytes() == (tmp_path / "whole" / "table.csv").read_bytes()
+    assert (out / "table.csv").read_bytes() == undisturbed_table(path, tmp_path / "whole")
     rows = list(csv.DictReader(StringIO((out / "table.csv").read_text())))
     assert [row["complete"] for row in rows] == ["3"] * 4
     assert printed.splitlines()[-1] == f"table: {out / 'table.csv'}"

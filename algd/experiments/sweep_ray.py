@@ -1,4 +1,4 @@
-"""Trials on a Ray cluster, whose machines share the file system that holds the sweep.
+"""Trials on a Ray cluster whose machines have algd and share the directory of the sweep.
 
 In: trials. Out: how each ended. Ray chooses the machine and tells which worker was lost; the trial
 itself is the same process as in a local sweep, so a lost one continues from its checkpoint
