@@ -116,6 +116,7 @@ def test_every_number_is_the_packages(env_id):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # seconds of computing, but many on a machine that others use
 @pytest.mark.parametrize("env_id", NAVIGATION)
 def test_every_number_is_the_packages_over_a_thousand_steps_and_five_resets(env_id):
     goals = compare(env_id, episodes=5, steps=1000, first_seed=100)
@@ -324,6 +325,7 @@ def test_an_ended_episode_must_be_reset_before_the_next_step():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_ten_thousand_resets_leave_memory_as_it_was():
     env, _ = make_safety_env("SafetyPointGoal1-v0")
 
