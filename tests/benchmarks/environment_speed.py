@@ -6,7 +6,7 @@ CPU time of one thread. Rounds alternate between fast, untouched and bare, all t
 seed and actions; each figure is the median over rounds of a round's mean. Bare is `mj_step` with
 the same number of substeps on a copy of the fast task's state at the start of the round; where
 gremlins circle, they are moved once a step instead of once a substep, outside of the clock. The
-ablation undoes one gain at a time and leaves the others. Prints tables, and writes
+ablation undoes one gain at a time and leaves the others. Prints tables, and writes its parts into
 results/environment_speed.json beside this file.
 """
 
@@ -39,6 +39,7 @@ TASKS = (
     "SafetyPointCircle1-v0",
 )
 ABLATED = ("SafetyPointGoal1-v0", "SafetyPointButton1-v0")
+PARTS = ("steps", "resets", "ablation", "vectors")
 RESULTS = Path(__file__).with_name("results") / "environment_speed.json"
 SUBSTEPS = 10
 
@@ -194,13 +195,18 @@ def ablate_resets(env_id: str, seeds: int) -> dict[str, float]:
     return {name: statistics.median(values[1:]) for name, values in times.items()}
 
 
-def measure_vectors(env_id: str, num_envs: int, steps: int, rounds: int) -> dict[str, float]:
-    """Return environment steps per second of wall time, by kind; medians of alternating rounds."""
+def measure_vectors(env_id: str, num_envs: int, steps: int, rounds: int) -> dict[str, Any]:
+    """Return by kind the environment steps per second of wall time and the CPU time of one.
+
+    Medians of alternating rounds. On a machine that others use the wall times say little; the CPU
+    time, of this process with its threads, says what the threads cost on top of the same work.
+    """
     envs = {"one": make_vector_env(EnvConfig(id=env_id), seed=0)}
     for kind in ("sync", "thread", "subprocess"):
         config = EnvConfig(id=env_id, num_envs=num_envs, vector=kind)
         envs[kind] = make_vector_env(config, seed=0)
     rates: dict[str, list[float]] = {name: [] for name in envs}
+    costs: dict[str, list[float]] = {name: [] for name in envs if name != "subprocess"}
     generator = np.random.default_rng(0)
     for env in envs.values():
         env.reset()
@@ -208,13 +214,21 @@ def measure_vectors(env_id: str, num_envs: int, steps: int, rounds: int) -> dict
         for name, env in envs.items():
             shape = (steps, env.num_envs, env.action_dim)
             actions = generator.uniform(-1, 1, shape).astype(np.float32)
-            start = time.perf_counter()
+            start, start_cpu = time.perf_counter(), time.process_time()
             for action in actions:
                 env.step(action)
-            rates[name].append(steps * env.num_envs / (time.perf_counter() - start))
+            taken = steps * env.num_envs
+            rates[name].append(taken / (time.perf_counter() - start))
+            if name in costs:
+                costs[name].append((time.process_time() - start_cpu) / taken * 1e6)
     for env in envs.values():
         env.close()
-    return {name: statistics.median(values) for name, values in rates.items()}
+    return {
+        "num_envs": num_envs,
+        "load": os.getloadavg()[0],
+        "steps_per_second": {name: statistics.median(values) for name, values in rates.items()},
+        "cpu_us_per_step": {name: statistics.median(values) for name, values in costs.items()},
+    }
 
 
 def machine() -> dict[str, Any]:
@@ -237,41 +251,48 @@ def report_steps(env_id: str, us: dict[str, float]) -> None:
     print(f"{env_id:24s} {rates}   fast/bare {ratio:.2f}  untouched/fast {gain:.1f}", flush=True)
 
 
+def summary(times: dict[str, list[float]]) -> dict[str, dict[str, float]]:
+    """Return median and worst of each list."""
+    return {
+        name: {"median": statistics.median(values), "worst": max(values)}
+        for name, values in times.items()
+    }
+
+
 def main() -> None:
     """Measure, print and store."""
     parser = argparse.ArgumentParser(description="Measure the fast navigation tasks.")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--tasks", nargs="+", default=list(TASKS))
     parser.add_argument("--quick", action="store_true", help="a few rounds; not stored")
     parser.add_argument("--envs", type=int, default=8, help="environments of the vector figures")
     arguments = parser.parse_args()
-    scale = 10 if arguments.quick else 1
-    result: dict[str, Any] = {"machine": machine(), "unit": "us per step, ms per reset"}
-    result["steps"], result["resets"] = {}, {}
-    for env_id in arguments.tasks:
-        result["steps"][env_id] = measure_steps(env_id, rounds=max(3, 15 // scale), steps=100)
+    scale = 5 if arguments.quick else 1
+    result: dict[str, Any] = {part: {} for part in arguments.parts}
+    for env_id in arguments.tasks if "steps" in arguments.parts else ():
+        result["steps"][env_id] = measure_steps(env_id, rounds=15 // scale, steps=100)
         report_steps(env_id, result["steps"][env_id])
-    for env_id in arguments.tasks:
-        times = measure_resets(env_id, seeds=max(5, 20 // scale))
-        result["resets"][env_id] = {
-            name: {"median": statistics.median(values), "worst": max(values)}
-            for name, values in times.items()
-        }
+    for env_id in arguments.tasks if "resets" in arguments.parts else ():
+        result["resets"][env_id] = summary(measure_resets(env_id, seeds=20 // scale))
         print(env_id, "reset ms", json.dumps(result["resets"][env_id]), flush=True)
-    result["step_ablation"] = {
-        env_id: ablate_steps(env_id, rounds=max(3, 10 // scale), steps=100) for env_id in ABLATED
-    }
-    result["reset_ablation"] = {
-        env_id: ablate_resets(env_id, seeds=max(3, 10 // scale)) for env_id in ABLATED
-    }
-    result["vectors"] = {
-        env_id: measure_vectors(env_id, arguments.envs, steps=100, rounds=max(3, 9 // scale))
-        for env_id in ("SafetyPointGoal1-v0", "SafetyCarButton1-v0")
-    }
-    for name in ("step_ablation", "reset_ablation", "vectors"):
-        print(name, json.dumps(result[name], indent=2), flush=True)
+    if "ablation" in arguments.parts:
+        for env_id in ABLATED:
+            result["ablation"][env_id] = {
+                "us per step": ablate_steps(env_id, rounds=10 // scale, steps=100),
+                "ms per reset": ablate_resets(env_id, seeds=10 // scale),
+            }
+        print("ablation", json.dumps(result["ablation"], indent=2), flush=True)
+    if "vectors" in arguments.parts:
+        for env_id in ("SafetyPointGoal1-v0", "SafetyCarButton1-v0"):
+            result["vectors"][env_id] = measure_vectors(
+                env_id, arguments.envs, steps=100, rounds=10 // scale
+            )
+        print("vectors", json.dumps(result["vectors"], indent=2), flush=True)
     if not arguments.quick:
+        stored = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+        stored |= {part: {"machine": machine(), **values} for part, values in result.items()}
         RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(json.dumps(result, indent=2) + "\n")
+        RESULTS.write_text(json.dumps(stored, indent=2) + "\n")
 
 
 if __name__ == "__main__":
