@@ -13,6 +13,7 @@ import logging
 import os
 import socket
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -73,7 +74,8 @@ class RunLock:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        os.ftruncate(self._descriptor, 0)
+        with suppress(OSError):  # a disk that went read-only: the kernel lets go all the same
+            os.ftruncate(self._descriptor, 0)
         os.close(self._descriptor)
 
     def sign_of_life(self) -> None:
@@ -81,7 +83,8 @@ class RunLock:
         now = time.monotonic()
         if now - self._last_sign >= _HEARTBEAT_SECONDS:
             self._last_sign = now
-            os.utime(self._descriptor)
+            with suppress(OSError):  # saving will say what is wrong with the disk
+                os.utime(self._descriptor)
 
     def require_held(self) -> None:
         """Raise CheckpointError if the directory was deleted, moved or replaced under the run."""
