@@ -1,5 +1,7 @@
 """Learning on tasks whose optimum is known in closed form; minutes each (marker ``learning``)."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -17,6 +19,7 @@ from algd.diffusion.policy import DiffusionPolicyConfig
 from algd.diffusion.schedule import ScheduleConfig
 from algd.diffusion.temperature import TemperatureConfig
 from algd.environments.analytic_bandit import BanditTask
+from algd.environments.analytic_islands import IslandsTask
 
 HIDDEN = (64, 64)
 CRITICS = CriticConfig(hidden=HIDDEN, num_cost_critics=2, cost_pessimism=0.0, learning_rate=1e-3)
@@ -98,3 +101,72 @@ def test_algd_meets_the_optimum_of_the_constrained_bandit() -> None:
     agent = ALGDAgent(1, 1, config, episode_length=1, seed=0)
     train_on_bandit(agent, steps=5000)
     assert_optimal(agent, temperature=0.02)
+
+
+def train_on_islands(agent: SACAgent | ALGDAgent, *, steps: int) -> None:
+    """As on the bandit, in states of both kinds: free, and with a wall between two islands."""
+    task = IslandsTask(1)
+    replay = ReplayBuffer(8 * steps, 1, 1)
+    acting = torch.Generator().manual_seed(1)
+    sampling = torch.Generator().manual_seed(2)
+    rng = np.random.default_rng(0)
+    for step in range(steps):
+        side = np.where(rng.random((8, 1)) < 0.5, -1.0, 1.0)
+        obs = (side * rng.uniform(0.25, 1.0, (8, 1))).astype(np.float32)
+        if step < 200:
+            action = rng.uniform(-1, 1, (8, 1)).astype(np.float32)
+        else:
+            action = agent.act(obs, generator=acting)
+        reward, cost = task.reward(obs[:, 0], action), task.cost(obs[:, 0], action)
+        replay.add(obs, action, reward.astype(np.float32), cost.astype(np.float32), obs, np.ones(8))
+        if step >= 32:
+            agent.update(replay.sample(128, sampling))
+
+
+def islands_of(agent: SACAgent | ALGDAgent) -> tuple[float, float]:
+    """Return the share of walled states with >= 5 % of 200 samples on either island, and the
+    share of infeasible samples.
+    """
+    task = IslandsTask(1)
+    states = np.linspace(0.26, 0.99, 40).astype(np.float32)
+    generator = torch.Generator().manual_seed(3)
+    actions = np.stack([agent.act(states[:, None], generator=generator) for _ in range(200)])
+    feasible = np.stack([task.feasible(states, sample) for sample in actions])
+    left = (feasible & (actions[..., 0] < 0)).mean(0)
+    right = (feasible & (actions[..., 0] > 0)).mean(0)
+    return float(((left >= 0.05) & (right >= 0.05)).mean()), float(1.0 - feasible.mean())
+
+
+ISLANDS: dict[str, Any] = {
+    "critics": CriticConfig(
+        hidden=(128, 128), num_cost_critics=2, cost_pessimism=0.0, learning_rate=1e-3
+    ),
+    "constraint": ConstraintConfig(cost_limit=IslandsTask(1).cost_limit, penalty_coef=1.0),
+    "multiplier": StatewiseALaMConfig(hidden=HIDDEN, learning_rate=1e-3),
+}
+
+
+@pytest.mark.learning
+@pytest.mark.timeout(900)
+def test_algd_holds_both_islands_where_two_exist() -> None:
+    policy = DiffusionPolicyConfig(
+        hidden=HIDDEN, learning_rate=1e-3, temperature=TemperatureConfig(mode="raw", value=0.1)
+    )
+    agent = ALGDAgent(1, 1, ALGDConfig(policy=policy, **ISLANDS), episode_length=1, seed=0)
+    train_on_islands(agent, steps=3000)
+    both, infeasible = islands_of(agent)
+    print(f"both islands in {both:.1%} of states, {infeasible:.2%} of samples infeasible")
+    assert both >= 0.95
+    assert infeasible <= 0.01
+
+
+@pytest.mark.learning
+@pytest.mark.timeout(900)
+def test_a_gaussian_policy_is_safe_on_the_islands_and_holds_one() -> None:
+    policy = GaussianPolicyConfig(hidden=HIDDEN, entropy_coef=0.1, learning_rate=1e-3)
+    agent = SACAgent(1, 1, SACConfig(policy=policy, **ISLANDS), episode_length=1, seed=0)
+    train_on_islands(agent, steps=3000)
+    both, infeasible = islands_of(agent)
+    print(f"both islands in {both:.1%} of states, {infeasible:.2%} of samples infeasible")
+    assert both < 0.05
+    assert infeasible <= 0.01
