@@ -59,30 +59,35 @@ class ExactAnswer:
     density: Floats
 
 
-def exact_tables(env_id: str, *, cost_limit: float, cost_discount: float) -> ExactTables | None:
+def exact_tables(
+    env_id: str, *, cost_limit: float, cost_discount: float, task_limit: float | None = None
+) -> ExactTables | None:
     """Return the tables of an analytic task; None where the answer is not of this form.
 
     Args:
         env_id: id of the environment.
         cost_limit: per episode, as the agent has it.
         cost_discount: of the agent's critic; the finite task needs 0.
+        task_limit: the limit that the environment was made with, which shapes the bandit's cost;
+            None for its default.
     """
+    options = {} if task_limit is None else {"cost_limit": task_limit}
     name = env_id.removesuffix("-v0")
     if name in ("AnalyticBandit1", "AnalyticBandit2"):
-        bandit = BanditTask(action_dim=int(name[-1]), cost_limit=cost_limit)
+        bandit = BanditTask(action_dim=int(name[-1]), **options)
         return _one_step(bandit, np.linspace(-0.95, 0.95, _NUM_STATES), cost_limit)
     if name in ("AnalyticIslands1", "AnalyticIslands2"):
-        islands = IslandsTask(action_dim=int(name[-1]), cost_limit=cost_limit)
+        islands = IslandsTask(action_dim=int(name[-1]), **options)
         side = np.linspace(0.3, 0.95, _NUM_STATES // 2)
         return _one_step(islands, np.concatenate([-side[::-1], side]), cost_limit)
     if name == "AnalyticFinite" and cost_discount == 0.0:
-        finite = FiniteTask(cost_limit=cost_limit)
+        finite = FiniteTask()
         grid = box_grid(1, _POINTS[1])
         return ExactTables(
             obs=np.eye(NUM_STATES, dtype=np.float32),
             grid=grid,
             reward=finite.reward(grid[0]),
-            excess=finite.cost(grid[0]) - finite.step_limit,
+            excess=finite.cost(grid[0]) - cost_limit / finite.horizon,
             transition=finite.transition(grid[0]),
         )
     return None

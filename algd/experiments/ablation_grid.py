@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from algd.experiments.ablation import AXES, Task, find_task, plan_cells
+from algd.experiments.ablation import Task, find_task, plan_cells
+from algd.experiments.ablation_axes import AXES
 from algd.experiments.ablation_run import CellResult, run_cells
 from algd.experiments.ablation_table import markdown, tabulate, write_csv
 

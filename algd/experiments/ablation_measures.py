@@ -168,8 +168,8 @@ def _islands(loaded: LoadedPolicy, probe: AgentEnergy) -> dict[str, float]:
     """Whether samples hold both feasible islands, where there are two, and how many lie outside."""
     from algd.environments.analytic_islands import IslandsTask
 
-    config = loaded.config
-    task = IslandsTask(action_dim=probe.action_dim, cost_limit=config.constraint.cost_limit)
+    limit = loaded.config.env.kwargs.get("cost_limit", IslandsTask.cost_limit)
+    task = IslandsTask(action_dim=probe.action_dim, cost_limit=limit)
     held, outside = [], []
     for state in np.linspace(0.3, 0.95, _STATES):
         samples = probe.samples(np.array([state], dtype=np.float32), _SAMPLES)

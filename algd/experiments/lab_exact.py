@@ -49,11 +49,17 @@ class ExactComparison:
 
 
 def compare_with_exact(loaded: LoadedPolicy, probe: AgentEnergy) -> ExactComparison | None:
-    """Solve the run's task exactly, as the agent poses it; None for any other task."""
+    """Solve the run's task exactly, as the agent poses it.
+
+    None for any other task, and where no multiplier meets the constraint.
+    """
     config = loaded.config
     limit = config.constraint.cost_limit
     tables = exact_tables(
-        config.env.id, cost_limit=limit, cost_discount=config.critics.cost_discount
+        config.env.id,
+        cost_limit=limit,
+        cost_discount=config.critics.cost_discount,
+        task_limit=config.env.kwargs.get("cost_limit"),
     )
     if tables is None or config.critics.cost_target != "discounted":
         return None
@@ -64,15 +70,18 @@ def compare_with_exact(loaded: LoadedPolicy, probe: AgentEnergy) -> ExactCompari
         own = multiplier.penalty_coef or config.constraint.penalty_coef
         hinge_coef = own / (probe.reward_scale * probe.unit**2)
     entropy = probe.temperature if config.policy.kind == "gaussian" else 0.0
-    answer = solve_exact(
-        tables,
-        temperature=probe.temperature,
-        penalty_coef=probe.penalty_coef if config.constraint.augmented else None,
-        hinge_coef=hinge_coef,
-        shared=not statewise,
-        discount=config.critics.discount,
-        entropy_weight=entropy,
-    )
+    try:
+        answer = solve_exact(
+            tables,
+            temperature=probe.temperature,
+            penalty_coef=probe.penalty_coef if config.constraint.augmented else None,
+            hinge_coef=hinge_coef,
+            shared=not statewise,
+            discount=config.critics.discount,
+            entropy_weight=entropy,
+        )
+    except ArithmeticError:
+        return None
     learnt = probe.multiplier(tables.obs)
     return _compare(probe, tables, answer, learnt)
 
@@ -80,7 +89,7 @@ def compare_with_exact(loaded: LoadedPolicy, probe: AgentEnergy) -> ExactCompari
 def _compare(
     probe: AgentEnergy, tables: ExactTables, answer: ExactAnswer, learnt: Floats
 ) -> ExactComparison:
-    step_limit = probe.threshold  # one step each, or a cost discount of 0
+    step_limit = probe.threshold or 1.0  # one step each, or a cost discount of 0
     shape = tuple(len(axis) for axis in tables.grid)
     distances, lengths, gaps = [], [], []
     for index, obs in enumerate(tables.obs):

@@ -86,6 +86,15 @@ def test_tasks_without_such_an_answer_have_no_tables() -> None:
     assert exact_tables("SafetyPointGoal1-v0", cost_limit=25.0, cost_discount=0.9) is None
 
 
+def test_the_limit_of_the_agent_may_differ_from_that_of_the_task() -> None:
+    tables = tables_of("AnalyticBandit1-v0", 0.3)
+    task = BanditTask()
+    state = float(tables.obs[4, 0])
+    # The cost belongs to the environment, with d = 0.5; the excess to the agent's limit.
+    expected = task.cost(state, tables.actions) - 0.3
+    np.testing.assert_allclose(tables.excess[4], expected)
+
+
 def test_a_temperature_of_zero_is_refused() -> None:
     tables = tables_of("AnalyticBandit1-v0", 0.5)
     with pytest.raises(ValueError, match="temperature"):

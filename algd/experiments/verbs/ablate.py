@@ -9,7 +9,8 @@ _WITH_VALUE = ("--env", "--seeds", "--jobs", "--dir", "--preset")
 
 def run(arguments: list[str]) -> int:
     """Run or finish an axis; 1 where cells failed."""
-    from algd.experiments.ablation import AXES, TASKS
+    from algd.experiments.ablation import TASKS
+    from algd.experiments.ablation_axes import AXES
 
     questions = "\n".join(
         f"  {axis.name:<16} {axis.question}\n{'':<18} {len(axis.variants)} variants on "

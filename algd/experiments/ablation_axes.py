@@ -1,0 +1,176 @@
+"""The axes of the ablation and their variants.
+
+In: nothing. Out: ``AXES``, by name. The grid they span is planned in ``algd.experiments.ablation``.
+"""
+
+from collections.abc import Iterable
+
+from algd.experiments.ablation import Axis, Overrides, Variant
+
+_RHOS = (0.1, 0.5, 1.0, 2.0, 4.0)
+_LAGS = (1, 10, 100, 1000)
+_SAMPLES = (2, 4, 8, 16, 32, 64)
+_STEPS = (1, 2, 5, 10, 20)
+_ONE_LEVEL = {"policy.schedule.sigma_min": 1.49, "policy.schedule.sigma_max": 1.5}
+_DEFAULT_DUAL_RHO = 1.0
+# Rates at which plain dual ascent settles within the quick budget; FAC's own serve runs of 1e6.
+_DUAL_ASCENT: Overrides = {
+    "multiplier.kind": "statewise_dual",
+    "multiplier.learning_rate": 1e-3,
+    "multiplier.interval": 1,
+}
+
+
+def _convexification() -> Axis:
+    """The energy alone changes; the dual target keeps its own coefficient in every cell."""
+    dual = {"multiplier.penalty_coef": _DEFAULT_DUAL_RHO}
+    variants = [Variant("off", {"constraint.augmented": False, **dual}, position=0.0)]
+    variants += [
+        Variant(f"rho {rho:g}", {"constraint.penalty_coef": rho, **dual}, position=float(place + 1))
+        for place, rho in enumerate(_RHOS)
+    ]
+    return Axis(
+        "convexification",
+        "Does the augmented energy help, the multiplier's own rule unchanged?",
+        "algd",
+        ("bandit", "islands", "finite", "corridor"),
+        tuple(variants),
+        "off",
+        1_000,
+    )
+
+
+def _rho() -> Axis:
+    return Axis(
+        "rho",
+        "Which penalty coefficient, in the energy and the dual target alike?",
+        "algd",
+        ("bandit", "islands", "finite", "corridor"),
+        tuple(
+            Variant(f"rho {rho:g}", {"constraint.penalty_coef": rho}, position=float(place))
+            for place, rho in enumerate(_RHOS)
+        ),
+        "rho 1",
+        1_000,
+    )
+
+
+def _steps() -> Axis:
+    variants = [
+        Variant(
+            f"{steps} steps",
+            {"policy.schedule.num_train_timesteps": steps},
+            group="this policy",
+            position=float(place),
+        )
+        for place, steps in enumerate(_STEPS)
+    ]
+    # A geometric schedule of one level consists of sigma_min: it must carry all the noise.
+    variants[0].overrides.update(_ONE_LEVEL)
+    released = {"policy.kind": "release", "policy.variant": "ddpm"}
+    variants.append(Variant("release ddpm, 5", released, "release", 2.0, quick_only=True))
+    return Axis(
+        "steps",
+        "How many denoising steps? Beside them the DDPM form of the release.",
+        "algd",
+        ("energy1", "energy2", "bandit", "islands"),
+        tuple(variants),
+        "10 steps",
+        1_000,
+    )
+
+
+def _estimator() -> Axis:
+    return Axis(
+        "estimator",
+        "Which score target, from how many samples, by the score term alone?",
+        "algd",
+        ("energy1", "energy2"),
+        tuple(
+            Variant(
+                f"{kind} {count}",
+                {
+                    "policy.estimator": kind,
+                    "policy.num_score_samples": count,
+                    "policy.chain_coef": 0.0,
+                },
+                group=kind,
+                position=float(place),
+            )
+            for kind in ("target", "denoising", "mixed")
+            for place, count in enumerate(_SAMPLES)
+        ),
+        "mixed 8",
+        1_000,
+    )
+
+
+def _multiplier() -> Axis:
+    scalars = ("scalar_dual", "scalar_pid", "scalar_adrc")
+    variants = [Variant(kind, {"multiplier.kind": kind}) for kind in scalars]
+    variants[0].overrides["multiplier.learning_rate"] = 1e-2
+    variants.append(Variant("statewise_dual", dict(_DUAL_ASCENT)))
+    variants.append(Variant("statewise_alam", {"multiplier.kind": "statewise_alam"}))
+    return Axis(
+        "multiplier",
+        "Scalar against state-wise multiplier, dual ascent against the dual target (SAC policy)?",
+        "sac_alam",
+        ("bandit", "finite", "corridor"),
+        tuple(variants),
+        "scalar_dual",
+        3_000,
+    )
+
+
+def _lag() -> Axis:
+    variants = [Variant("dual ascent", dict(_DUAL_ASCENT), position=0.0)]
+    variants += [
+        Variant(
+            f"lag {lag}",
+            {
+                "multiplier.kind": "statewise_alam",
+                "multiplier.dual_target_interval": lag,
+            },
+            position=float(place + 1),
+        )
+        for place, lag in enumerate(_LAGS)
+    ]
+    return Axis(
+        "lag",
+        "Dual ascent, or regression to a dual target of which lag (SAC policy)?",
+        "sac_alam",
+        ("bandit", "finite", "corridor"),
+        tuple(variants),
+        "dual ascent",
+        3_000,
+    )
+
+
+def _chain() -> Axis:
+    depths = (("last 1", 1), ("last 2", 2), ("last 5", 5), ("all", None))
+    variants = [Variant("score only", {"policy.chain_coef": 0.0}, position=0.0)]
+    variants += [
+        Variant(
+            f"chain {name}",
+            {"policy.chain_coef": 1.0, "policy.chain_steps": depth},
+            position=float(place + 1),
+        )
+        for place, (name, depth) in enumerate(depths)
+    ]
+    return Axis(
+        "chain",
+        "Score term alone, or the energy back-propagated through how many steps?",
+        "algd",
+        ("bandit", "islands", "finite"),
+        tuple(variants),
+        "score only",
+        1_000,
+    )
+
+
+def _axes() -> Iterable[Axis]:
+    yield from (_convexification(), _rho(), _steps(), _estimator())
+    yield from (_multiplier(), _lag(), _chain())
+
+
+AXES: dict[str, Axis] = {axis.name: axis for axis in _axes()}

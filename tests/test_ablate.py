@@ -1,0 +1,246 @@
+"""Ablations: grids, intervals, verdicts, resuming, and one tiny grid end to end."""
+
+import csv
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from algd.errors import ConfigError
+from algd.experiments.ablation import TASKS, Axis, Cell, Task, Variant, find_task, plan_cells
+from algd.experiments.ablation_axes import AXES
+from algd.experiments.ablation_grid import ablate
+from algd.experiments.ablation_run import CellResult, run_cells
+from algd.experiments.ablation_table import markdown, student_interval, tabulate, write_csv
+from algd.experiments.cli import main
+from algd.experiments.config import load_config
+
+TINY = {
+    "train.total_steps": 120,
+    "train.learning_starts": 40,
+    "train.batch_size": 16,
+    "train.log_interval": 8,
+    "critics.hidden": [8],
+    "policy.hidden": [8],
+    "policy.schedule.num_train_timesteps": 2,
+    "evaluation.episodes": 1,
+}
+PAIR = Axis(
+    "pair", "Off or on?", "algd", ("one",), (Variant("off"), Variant("on", position=1.0)), "off", 2
+)
+
+
+def result(variant: str, seed: int, measures: dict[str, float], task: str = "one") -> CellResult:
+    cell = Cell(Task(task), Variant(variant), seed, Path(task, variant, str(seed)), "algd", {})
+    return CellResult(cell, measures)
+
+
+def test_interval_of_known_numbers() -> None:
+    # Mean 2, standard error sqrt(1 / 3), Student's quantile 4.3027 at two degrees of freedom.
+    interval = student_interval([1.0, 2.0, 3.0])
+    assert interval.mean == 2.0
+    assert interval.half == pytest.approx(4.302653 / 3**0.5, rel=1e-6)
+    assert math.isnan(student_interval([1.0]).half)
+    assert math.isnan(student_interval([]).mean)
+
+
+def test_interval_holds_the_truth_in_95_of_100_experiments() -> None:
+    rng = np.random.default_rng(0)
+    held = [
+        abs(interval.mean) <= interval.half
+        for interval in (student_interval(rng.normal(size=5).tolist()) for _ in range(2_000))
+    ]
+    assert np.mean(held) == pytest.approx(0.95, abs=0.015)
+
+
+def test_differences_are_paired_by_seed_and_judged_by_direction() -> None:
+    # Seeds differ by far more than the variants do: only the pairing can tell them apart.
+    results = []
+    for seed in range(4):
+        base = 10.0 * seed
+        results.append(result("off", seed, {"excess": base, "return": base}))
+        gain = 1.0 + 0.01 * seed
+        results.append(result("on", seed, {"excess": base - gain, "return": base - gain}))
+    rows = {(row.variant, row.measure.name): row for row in tabulate(PAIR, results)}
+    assert rows["off", "excess"].verdict == "reference"
+    assert rows["on", "excess"].verdict == "better"  # less excess cost
+    assert rows["on", "return"].verdict == "worse"  # less return
+    assert rows["on", "excess"].difference.mean == pytest.approx(-1.015)
+    assert rows["on", "excess"].value.half > 15.0
+
+
+def test_overlapping_and_single_seeds_decide_nothing() -> None:
+    noisy = [result("off", 0, {"cost_tv": 1.0}), result("off", 1, {"cost_tv": 2.0})]
+    noisy += [result("on", 0, {"cost_tv": 2.0}), result("on", 1, {"cost_tv": 1.5})]
+    assert tabulate(PAIR, noisy)[1].verdict == "no difference"
+    assert tabulate(PAIR, [noisy[0], noisy[2]])[1].verdict == "unknown"
+
+
+def test_the_markdown_names_every_claim_and_its_winners() -> None:
+    results = [result("off", k, {"curvature": -1.0 + 0.01 * k}) for k in range(3)]
+    results += [result("on", k, {"curvature": 1.0 + 0.02 * k}) for k in range(3)]
+    text = markdown(PAIR, tabulate(PAIR, results))
+    assert "better conditioned than off" in text
+    assert "better: on (+2 [" in text
+    assert "Claim: violates less than off\n  - not measured on these tasks" in text
+
+
+def test_the_csv_reads_back(tmp_path: Path) -> None:
+    rows = tabulate(PAIR, [result("off", k, {"cost": 1.5 + k}) for k in range(2)])
+    write_csv(rows, tmp_path / "table.csv")
+    with (tmp_path / "table.csv").open(newline="") as stream:
+        (row,) = csv.DictReader(stream)
+    assert (row["task"], row["variant"], row["measure"]) == ("one", "off", "cost")
+    assert float(row["mean"]) == 2.0
+    assert float(row["low"]) == rows[0].value.low
+
+
+@pytest.mark.parametrize("name", AXES)
+def test_every_cell_of_every_axis_is_a_valid_configuration(name: str, tmp_path: Path) -> None:
+    axis = AXES[name]
+    assert axis.reference in {variant.name for variant in axis.variants}
+    tasks = [find_task(env) for env in (axis.tasks[-1], "SafetyPointGoal1-v0")]
+    cells = plan_cells(axis, tasks, seeds=2, directory=tmp_path)
+    left_out = sum(variant.quick_only for variant in axis.variants)
+    assert len(cells) == 2 * (len(tasks) * len(axis.variants) - left_out)
+    assert len({cell.directory for cell in cells}) == len(cells)
+    for cell in cells[: len(cells) // 2]:
+        config = load_config([cell.preset], cell.overrides)
+        assert config.tracking.wandb == "disabled"
+        assert config.seed == 0
+
+
+def test_axes_hold_the_values_that_were_asked_for() -> None:
+    def settings(axis: str, key: str) -> list[object]:
+        return [variant.overrides.get(key) for variant in AXES[axis].variants]
+
+    assert settings("convexification", "constraint.penalty_coef") == [None, 0.1, 0.5, 1, 2, 4]
+    assert settings("rho", "constraint.penalty_coef") == [0.1, 0.5, 1, 2, 4]
+    assert settings("lag", "multiplier.dual_target_interval") == [None, 1, 10, 100, 1000]
+    steps = settings("steps", "policy.schedule.num_train_timesteps")
+    assert steps == [1, 2, 5, 10, 20, None]
+    assert settings("estimator", "policy.num_score_samples") == [2, 4, 8, 16, 32, 64] * 3
+
+
+def test_convexification_leaves_the_dual_target_alone() -> None:
+    keys = {
+        json.dumps(variant.overrides["multiplier.penalty_coef"])
+        for variant in AXES["convexification"].variants
+    }
+    assert keys == {"1.0"}
+
+
+def test_an_environment_keeps_the_sizes_of_its_preset(tmp_path: Path) -> None:
+    task = find_task("SafetyPointGoal1-v0")
+    cell = plan_cells(AXES["lag"], [task], seeds=1, directory=tmp_path)[1]
+    preset = load_config(["sac_alam"])
+    config = load_config([cell.preset], cell.overrides)
+    assert config.critics == preset.critics
+    assert config.train == preset.train
+    assert config.multiplier.hidden == preset.multiplier.hidden
+
+
+def test_a_grid_runs_once_and_ends_in_table_and_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    axis = AXES["convexification"]
+    monkeypatch.setitem(AXES, "two", replace(axis, name="two", variants=axis.variants[:2]))
+
+    def run() -> list[str]:
+        lines: list[str] = []
+        results = ablate(
+            "two",
+            tmp_path,
+            envs=["bandit"],
+            seeds=1,
+            overrides=TINY | {"multiplier.hidden": [8]},
+            say=lines.append,
+        )
+        assert not [found.error for found in results if found.error]
+        return lines
+
+    run()
+    files = sorted(tmp_path.glob("cells/bandit/*/seed_0/measures.json"))
+    assert len(files) == 2
+    times = [path.stat().st_mtime_ns for path in files]
+    assert (tmp_path / "table.md").read_text().count("| smallest Hessian eigenvalue") == 1
+    assert len(list(tmp_path.glob("two_*.png"))) == 3
+    assert any(line == "2 of 2 cells are finished already" for line in run())
+    assert [path.stat().st_mtime_ns for path in files] == times
+    measures = json.loads(files[0].read_text())["measures"]
+    assert {"curvature", "tv_exact", "multiplier_l1", "multiplier_tv", "excess"} <= set(measures)
+
+
+def test_an_unfinished_run_is_resumed(tmp_path: Path) -> None:
+    cell = plan_cells(
+        AXES["convexification"],
+        [TASKS["bandit"]],
+        seeds=1,
+        directory=tmp_path,
+        overrides=TINY | {"multiplier.hidden": [8]},
+    )[0]
+    (first,) = run_cells([cell], jobs=1, updates=1, say=lambda _: None)
+    (cell.directory / "measures.json").unlink()
+    (again,) = run_cells([cell], jobs=1, updates=1, say=lambda _: None)
+    assert again.error == ""
+    assert "cpu_seconds" not in again.measures
+    assert {**first.measures, "cpu_seconds": 0.0} == {**again.measures, "cpu_seconds": 0.0}
+
+
+def test_samplers_are_cells_without_a_run(tmp_path: Path) -> None:
+    cells = plan_cells(
+        AXES["estimator"],
+        [TASKS["energy1"]],
+        seeds=1,
+        directory=tmp_path,
+        overrides={"policy.hidden": [8], "policy.schedule.num_train_timesteps": 2},
+    )[:1]
+    (found,) = run_cells(cells, jobs=1, updates=3, say=lambda _: None)
+    assert found.error == ""
+    assert 0.0 <= found.measures["tv_exact"] <= 1.0
+
+
+def test_cells_of_other_settings_are_refused(tmp_path: Path) -> None:
+    def cells(width: int) -> list[Cell]:
+        return plan_cells(
+            AXES["estimator"],
+            [TASKS["energy1"]],
+            seeds=1,
+            directory=tmp_path,
+            overrides={"policy.hidden": [width], "policy.schedule.num_train_timesteps": 1},
+        )[:1]
+
+    run_cells(cells(8), jobs=1, updates=1, say=lambda _: None)
+    with pytest.raises(ConfigError, match="other settings"):
+        run_cells(cells(9), jobs=1, updates=1, say=lambda _: None)
+
+
+def test_a_cell_that_cannot_run_is_reported_and_the_others_go_on(tmp_path: Path) -> None:
+    cells = plan_cells(
+        AXES["convexification"],
+        [Task("NoSuch-v0", {"env.id": "NoSuch-v0"})],
+        seeds=1,
+        directory=tmp_path,
+    )[:2]
+    found = run_cells(cells, jobs=1, updates=1, say=lambda _: None)
+    assert all("NoSuch-v0" in each.error for each in found)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["nonsense"], "nonsense"),
+        (["rho", "--seeds", "0"], "seeds"),
+        (["rho", "--dirr=x"], "--dir"),
+    ],
+)
+def test_wrong_usage_is_one_line(
+    arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["ablate", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert named in error
