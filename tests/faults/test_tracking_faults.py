@@ -20,7 +20,6 @@ _END = b"Connection: close\r\n\r\n"
 ANSWERS = {
     "error": b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n" + _END,
     "refused": b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n" + _END,
-    "nonsense": b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n" + _END + b"null",
     "drop": b"",
 }
 
