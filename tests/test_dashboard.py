@@ -236,7 +236,11 @@ def test_pictures_and_videos_are_shown(tmp_path: Path, browser: Browser, videos:
     page = visit.page
     assert page.locator("#pictures figcaption").all_inner_texts() == ["a#1: energy_10.png"]
     page.locator("#pictures img").scroll_into_view_if_needed()
-    page.wait_for_function("document.querySelector('#pictures img').naturalWidth === 1")
+    width = page.evaluate(
+        "async () => { const img = document.querySelector('#pictures img');"
+        " await img.decode(); return img.naturalWidth; }"
+    )
+    assert width == 1
     source = page.get_attribute("#videos video", "src")
     assert source is not None
     video = (run_dir / "videos" / "final.mp4").read_bytes()
@@ -445,8 +449,9 @@ def test_the_page_follows_runs_that_go_on(
     visit = Visit(browser, server.url)
     assert visit.page.inner_text("#live") == "live"
     visit.page.fill("#filter", "bandit")
+    assert visit.names() == ["one"]
     write_run(tmp_path / "runs" / "two", seed=1)
-    visit.page.wait_for_function("document.querySelectorAll('#overview tbody tr').length === 2")
+    visit.page.locator("#overview tbody tr").nth(1).wait_for()
     assert visit.names() == ["one", "two"]
     assert visit.page.input_value("#filter") == "bandit"
     assert visit.complaints == []
