@@ -125,7 +125,7 @@ def final_state(run_dir: Path) -> dict[str, Any]:
         "video": (run_dir / "videos" / "final.mp4").is_file(),
         "wandb": [
             # Names in order: rows handed over again come from the CSV file, in its order.
-            {name: row[name] for name in sorted(row) if name == "env_step" or _is_exact(name)}
+            {n: _number(row[n]) for n in sorted(row) if n == "env_step" or _is_exact(n)}
             for row in offline_rows(run_dir)
             if "env_step" in row
         ]
@@ -137,6 +137,11 @@ def final_state(run_dir: Path) -> dict[str, Any]:
 def _is_exact(name: str) -> bool:
     """Say whether a metric of W&B is one of metrics.csv: no time, no system metric."""
     return "/" in name and not name.startswith("time/")
+
+
+def _number(value: Any) -> Any:
+    """Return 2 and 2.0 as the same: W&B's JSON tells them apart, its charts do not."""
+    return float(value) if isinstance(value, int) else value
 
 
 def unreadable_checkpoints(run_dir: Path) -> list[str]:
