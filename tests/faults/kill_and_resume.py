@@ -140,7 +140,9 @@ def _is_exact(name: str) -> bool:
 
 
 def _number(value: Any) -> Any:
-    """Return 2 and 2.0 as the same: W&B's JSON tells them apart, its charts do not."""
+    """Return 2 and 2.0 as the same, and the entries of a file in order: W&B keeps neither."""
+    if isinstance(value, dict):
+        return dict(sorted(value.items()))
     return float(value) if isinstance(value, int) else value
 
 
