@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from alam.multiplier import StatewiseALaMConfig
 from algd.errors import ConfigError
 from algd.experiments.ablation import TASKS, Axis, Cell, Task, Variant, find_task, plan_cells
 from algd.experiments.ablation_axes import AXES
@@ -140,7 +141,9 @@ def test_an_environment_keeps_the_sizes_of_its_preset(tmp_path: Path) -> None:
     config = load_config([cell.preset], cell.overrides)
     assert config.critics == preset.critics
     assert config.train == preset.train
-    assert config.multiplier.hidden == preset.multiplier.hidden
+    # The lag aside, nothing but the preset's own network.
+    assert isinstance(config.multiplier, StatewiseALaMConfig)
+    assert config.multiplier == StatewiseALaMConfig(dual_target_interval=1)
 
 
 def test_a_grid_runs_once_and_ends_in_table_and_figures(
