@@ -33,6 +33,7 @@ from algd.training.load import LoadedPolicy
 STOCHASTIC_FILE = "policy.onnx"
 DETERMINISTIC_FILE = "policy_deterministic.onnx"
 TOLERANCE = 1e-5  # of half the action range
+_TALKATIVE = ("torch.onnx", "onnxscript")  # loggers
 _EXAMPLE_ROWS = 2  # a traced batch of 1 would be taken for a constant
 
 
@@ -199,13 +200,14 @@ def _write(module: DeployedPolicy, path: Path) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hold back what torch says about itself while it exports."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Hold back what torch and its graph optimiser say about themselves while they export."""
+    levels = {logging.getLogger(name): logging.getLogger(name).level for name in _TALKATIVE}
+    for logger in levels:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in levels.items():
+            logger.setLevel(level)
