@@ -15,7 +15,7 @@ Choose with ``make_multiplier``; nothing downstream asks which kind it holds.
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Generic, Literal, TypeVar, get_args
 
 import torch
 import torch.nn.functional as F
@@ -488,18 +488,21 @@ class MultiplierNetwork(nn.Module):
         return leaky + (raw.clamp(min=0.0) - leaky).detach()
 
 
-class StatewiseDual(nn.Module):
-    """Dual ascent on a network: gradient of -E[multiplier(s) * violation(s)]."""
+_Config = TypeVar("_Config", StatewiseDualConfig, StatewiseALaMConfig)
+
+
+class StatewiseMultiplier(nn.Module, Generic[_Config]):
+    """A network of multipliers over states, its Adam and its counter, without a rule to learn."""
 
     def __init__(
         self,
-        config: StatewiseDualConfig,
+        config: _Config,
         obs_dim: int,
         *,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        self.config = config
+        self.config: _Config = config
         self.network = MultiplierNetwork(obs_dim, config.hidden, config.output, generator=generator)
         self.num_updates = 0
 
@@ -515,6 +518,24 @@ class StatewiseDual(nn.Module):
 
     def observe_episode(self, violation: float) -> None:
         """Ignore episode costs: they belong to no single state."""
+
+    def full_state(self) -> dict[str, Any]:
+        """Return networks, optimiser and counter."""
+        return {
+            "module": self.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "num_updates": self.num_updates,
+        }
+
+    def load_full_state(self, state: dict[str, Any]) -> None:
+        """Restore what ``full_state`` returned."""
+        self.load_state_dict(state["module"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.num_updates = state["num_updates"]
+
+
+class StatewiseDual(StatewiseMultiplier[StatewiseDualConfig]):
+    """Dual ascent on a network: gradient of -E[multiplier(s) * violation(s)]."""
 
     def loss(self, obs: Float[Tensor, "B O"], violation: Float[Tensor, " B"]) -> Float[Tensor, ""]:
         """Return -E[multiplier(s) * violation(s)]; beyond the bound ascent stops, descent does not.
@@ -535,22 +556,8 @@ class StatewiseDual(nn.Module):
             self.optimizer.step()
         return _network_metrics(self, obs, violation, loss)
 
-    def full_state(self) -> dict[str, Any]:
-        """Return network, optimiser and counter."""
-        return {
-            "module": self.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "num_updates": self.num_updates,
-        }
 
-    def load_full_state(self, state: dict[str, Any]) -> None:
-        """Restore what ``full_state`` returned."""
-        self.load_state_dict(state["module"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.num_updates = state["num_updates"]
-
-
-class StatewiseALaM(nn.Module):
+class StatewiseALaM(StatewiseMultiplier[StatewiseALaMConfig]):
     """Regression of a network to the dual target of its own lagged copy (arXiv 2605.00667).
 
     Beware: without lag (rate 1, interval 1, one step) and with the hinge active the gradient of
@@ -565,26 +572,10 @@ class StatewiseALaM(nn.Module):
         penalty_coef: float,
         generator: torch.Generator | None = None,
     ) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config, obs_dim, generator=generator)
         self.penalty_coef = config.penalty_coef or penalty_coef
-        self.network = MultiplierNetwork(obs_dim, config.hidden, config.output, generator=generator)
         self.lagged = MultiplierNetwork(obs_dim, config.hidden, config.output).requires_grad_(False)
         self.lagged.load_state_dict(self.network.state_dict())
-        self.num_updates = 0
-
-    def build_optimizer(self) -> None:
-        """Create Adam over the network."""
-        self.optimizer = make_adam(
-            list(self.network.parameters()), learning_rate=self.config.learning_rate
-        )
-
-    def forward(self, obs: Float[Tensor, "*B O"]) -> Float[Tensor, "*B"]:
-        """Return multipliers clipped to [0, multiplier_max]."""
-        return self.network(obs).clamp(max=self.config.multiplier_max)
-
-    def observe_episode(self, violation: float) -> None:
-        """Ignore episode costs: they belong to no single state."""
 
     @torch.no_grad()
     def target(
@@ -619,20 +610,6 @@ class StatewiseALaM(nn.Module):
         if self.num_updates % self.config.dual_target_interval == 0:
             polyak_update(self.lagged, self.network, rate=self.config.dual_target_rate)
         return _network_metrics(self, obs, violation, loss)
-
-    def full_state(self) -> dict[str, Any]:
-        """Return both networks, optimiser and counter."""
-        return {
-            "module": self.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "num_updates": self.num_updates,
-        }
-
-    def load_full_state(self, state: dict[str, Any]) -> None:
-        """Restore what ``full_state`` returned."""
-        self.load_state_dict(state["module"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.num_updates = state["num_updates"]
 
 
 @torch.no_grad()
