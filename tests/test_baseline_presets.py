@@ -287,7 +287,8 @@ def test_diffusion_without_constraint_matches_the_score_to_the_gradient_of_q() -
     clean = torch.atanh(torch.tensor([[0.5, -0.1], [0.0, 0.8]]))
     obs, level = normal(2, OBS), torch.zeros(2, dtype=torch.long)
     temperature = torch.tensor(0.1)
-    assert float(policy.schedule.sigmas[0]) == pytest.approx(0.02)
+    sigma, base = float(policy.schedule.sigmas[0]), policy.config.base_std
+    assert base == 1.5
     targets: list[Tensor] = []
 
     def recorded(score: Tensor, noisy: Tensor, at: Tensor) -> Tensor:
@@ -295,12 +296,12 @@ def test_diffusion_without_constraint_matches_the_score_to_the_gradient_of_q() -
         return score
 
     policy.network.prediction_target = recorded  # type: ignore[method-assign]
-    noise = torch.zeros(1 + 8, 2, ACTION)  # no re-noising, every proposal at the clean latent
+    noise = torch.zeros(1 + 8, 2, ACTION)  # no re-noising, every proposal at the same latent
     policy.score_loss(obs, clean, agent.evaluate, temperature, noise, level)
-    squashed = torch.tanh(clean)
-    # grad_u [Q / beta + sum log(1 - tanh^2)], and the base law of the proposals moves it by 1e-3
+    # grad_u [Q / beta + sum log(1 - tanh^2)] where the base law puts the proposals
+    squashed = torch.tanh(clean * base**2 / (base**2 + sigma**2))
     expected = slope / 0.1 * (1 - squashed.square()) - 2 * squashed
-    assert torch.allclose(targets[0], expected, atol=2e-3)
+    assert torch.allclose(targets[0], expected, atol=1e-5)
 
 
 def test_diffusion_without_constraint_does_not_see_the_cost() -> None:

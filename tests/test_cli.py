@@ -422,11 +422,11 @@ def test_doctor_gives_the_exit_code_of_the_examination(
 
 @pytest.mark.parametrize("verb", cli._VERBS)
 def test_every_verb_that_help_names_explains_itself(
-    verb: str, capsys: pytest.CaptureFixture[str]
+    verb: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with contextlib.suppress(SystemExit):  # argparse's own way out
         assert main([verb, "--help"]) == 0
-    assert f"algd {verb}" in capsys.readouterr().out
+    assert f"algd {verb}" in capfd.readouterr().out
 
 
 # ---- as a user meets it

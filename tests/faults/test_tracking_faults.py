@@ -69,7 +69,7 @@ def serve(
         servers.append(Server(how))
         monkeypatch.setenv("WANDB_BASE_URL", servers[0].url)
         monkeypatch.setenv("WANDB_API_KEY", "0123456789" * 4)
-        monkeypatch.setattr(wandb_run, "_INIT_SECONDS", 1.0)
+        monkeypatch.setattr(wandb_run, "_INIT_SECONDS", 8.0)
         return servers[0]
 
     yield start
