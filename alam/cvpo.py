@@ -17,7 +17,6 @@ the device in place of scipy's SLSQP; gradients are not clipped.
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple, cast
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -28,7 +27,7 @@ from alam.gaussian import GaussianPolicy, GaussianPolicyConfig
 from alam.lagrangian import ConstraintConfig
 from alam.multiplier import FixedConfig, FixedMultiplier, MultiplierConfig
 from alam.networks import Activation, make_adam, polyak_update
-from alam.sac import ConstrainedLearner
+from alam.sac import GaussianLearner
 from alam.types import Batch, Metrics
 from alam.variational_dual import Dual, mean_kl_to_uniform, solve_dual
 
@@ -137,7 +136,7 @@ def weighted_likelihood(
     return (weights * log_density.sum(-1)).sum(0).mean()
 
 
-class CVPOAgent(ConstrainedLearner):
+class CVPOAgent(GaussianLearner):
     """Constrained variational policy optimisation; ``multiplier`` holds the dual's lambda."""
 
     def __init__(
@@ -179,21 +178,6 @@ class CVPOAgent(ConstrainedLearner):
         self.kl_rates = torch.tensor([p.mean_kl_rate, p.std_kl_rate], device=device)
         self.kl_coefs_max = torch.tensor([p.mean_kl_coef_max, p.std_kl_coef_max], device=device)
         self.kl_coefs = torch.zeros(2, device=device)
-
-    @torch.no_grad()
-    def act(
-        self,
-        obs: Float[np.ndarray, "N O"],
-        *,
-        generator: torch.Generator,
-        deterministic: bool = False,
-    ) -> Float[np.ndarray, "N A"]:
-        """Return normalised actions; ``deterministic`` gives tanh of the latent mean."""
-        tensor = torch.from_numpy(np.ascontiguousarray(obs)).to(self.device)
-        if deterministic:
-            return self.policy.mode(tensor).cpu().numpy()
-        noise = torch.randn(len(obs), self.action_dim, generator=generator, device=generator.device)
-        return self.policy.sample(tensor, noise.to(self.device))[0].cpu().numpy()
 
     def update(self, batch: Batch) -> Metrics:
         """Critics, E-step, M-step, then targets."""

@@ -139,7 +139,28 @@ class ConstrainedLearner:
         self.num_updates = state["num_updates"]
 
 
-class SACAgent(ConstrainedLearner):
+class GaussianLearner(ConstrainedLearner):
+    """A learner whose policy is a squashed Gaussian, and how that acts."""
+
+    policy: GaussianPolicy
+
+    @torch.no_grad()
+    def act(
+        self,
+        obs: Float[np.ndarray, "N O"],
+        *,
+        generator: torch.Generator,
+        deterministic: bool = False,
+    ) -> Float[np.ndarray, "N A"]:
+        """Return normalised actions; ``deterministic`` gives tanh of the latent mean."""
+        tensor = torch.from_numpy(np.ascontiguousarray(obs)).to(self.device)
+        if deterministic:
+            return self.policy.mode(tensor).cpu().numpy()
+        noise = torch.randn(len(obs), self.action_dim, generator=generator, device=generator.device)
+        return self.policy.sample(tensor, noise.to(self.device))[0].cpu().numpy()
+
+
+class SACAgent(GaussianLearner):
     """Soft actor-critic on the augmented Lagrangian."""
 
     def __init__(
@@ -178,21 +199,6 @@ class SACAgent(ConstrainedLearner):
         self.entropy_optimizer = make_adam(
             [self.log_entropy_coef], learning_rate=policy.learning_rate
         )
-
-    @torch.no_grad()
-    def act(
-        self,
-        obs: Float[np.ndarray, "N O"],
-        *,
-        generator: torch.Generator,
-        deterministic: bool = False,
-    ) -> Float[np.ndarray, "N A"]:
-        """Return normalised actions; ``deterministic`` gives tanh of the latent mean."""
-        tensor = torch.from_numpy(np.ascontiguousarray(obs)).to(self.device)
-        if deterministic:
-            return self.policy.mode(tensor).cpu().numpy()
-        noise = torch.randn(len(obs), self.action_dim, generator=generator, device=generator.device)
-        return self.policy.sample(tensor, noise.to(self.device))[0].cpu().numpy()
 
     def update(self, batch: Batch) -> Metrics:
         """Critics, then policy and entropy coefficient, then multiplier, then targets."""

@@ -12,6 +12,16 @@ from algd.diffusion.policy import DiffusionPolicy
 from algd.diffusion.release import ReleasePolicy
 
 
+def first_layer(
+    network: RowPerceptron, obs: Float[Array, " O"], embedding: Float[Array, "T D"]
+) -> Float[Array, "T H"]:
+    """Return what observation and level give to the first layer, for every level at once."""
+    of_obs, _, of_level = network.blocks
+    first = embedding.dot(of_level)
+    first += obs.dot(of_obs) + network.biases[0]
+    return first
+
+
 class DiffusionSampler:
     """The reverse chain of a ``DiffusionPolicy`` for one observation."""
 
@@ -43,9 +53,8 @@ class DiffusionSampler:
     ) -> Float[Array, " A"]:
         """Return an action; without noise that of the noise-free chain."""
         network = self.network
-        of_obs, of_latent, of_level = network.blocks
-        first = self.embedding.dot(of_level)
-        first += obs.dot(of_obs) + network.biases[0]
+        _, of_latent, _ = network.blocks
+        first = first_layer(network, obs, self.embedding)
         if noise is None:
             noise = np.zeros(self.shape, dtype=np.float32)
         latent = self.prior_std * noise[-1]
@@ -79,9 +88,8 @@ class ReleaseSampler:
     ) -> Float[Array, " A"]:
         """Return an action; without noise that of the noise-free chain."""
         network = self.network
-        of_obs, of_latent, of_level = network.blocks
-        first = self.embedding.dot(of_level)
-        first += obs.dot(of_obs) + network.biases[0]
+        _, of_latent, _ = network.blocks
+        first = first_layer(network, obs, self.embedding)
         if noise is None:
             noise = np.zeros(self.shape, dtype=np.float32)
         latent = self.prior_std * noise[-1]

@@ -18,7 +18,7 @@ from algd.errors import ConfigError
 from algd.experiments.schema import did_you_mean, nearest, show
 from algd.experiments.sweep_command import TrainCommand, read_command
 from algd.experiments.sweep_parameters import Parameter, read_parameter
-from algd.experiments.yaml_files import parse_yaml
+from algd.experiments.yaml_files import parse_yaml, read_utf8
 
 Goal = Literal["minimize", "maximize"]
 
@@ -107,12 +107,7 @@ def read_sweep_file(path: Path) -> SweepFile:
 
 
 def _read_tree(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 text") from error
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    text = read_utf8(path)
     tree = parse_yaml(text, str(path))
     if not isinstance(tree, dict) or not tree:
         raise ConfigError(f"{path}: a sweep file holds keys, got {show(tree)}")

@@ -208,14 +208,22 @@ def _resolve(name: str, directory: Path, source: str) -> Path:
     raise ConfigError(f"{source}: no file {path}{near or preset_hint}")
 
 
-def _read_file(path: Path) -> dict[str, Any]:
+def read_utf8(path: Path) -> str:
+    """Return the text of a file that a user named.
+
+    Raises:
+        ConfigError: it cannot be read, or is no text.
+    """
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text") from error
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-    tree = parse_yaml(text, str(path))
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    tree = parse_yaml(read_utf8(path), str(path))
     if tree is None:
         return {}
     if not isinstance(tree, dict):
