@@ -103,13 +103,14 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=120.0)
     parser.add_argument("--preset", action="append", default=[])
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--run-dir", type=Path, help="keep the run here (default: thrown away)")
     options = parser.parse_args()
     pairs = [text.partition("=") for text in options.set]
     changes = {key: parse_yaml(value, "command line") for key, _, value in pairs}
     root = Path(tempfile.mkdtemp(prefix="long_run_"))
     try:
-        seconds = options.minutes * 60
-        report(train_and_sample(root / "run", options.preset, changes, seconds))
+        run_dir = options.run_dir or root / "run"
+        report(train_and_sample(run_dir, options.preset, changes, options.minutes * 60))
     finally:
         shutil.rmtree(root)
 
