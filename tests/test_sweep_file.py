@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from algd.errors import ConfigError
 from algd.experiments.arguments import load_overridden, split_overrides
 from algd.experiments.cli import main
 from algd.experiments.config import ExperimentConfig
-from algd.experiments.sweep_file import SweepFile, read_sweep_file
+from algd.experiments.sweep_file import read_sweep_file
 from algd.experiments.sweep_parameters import read_parameter
 from algd.experiments.sweep_plan import SweepPlan, plan_sweep, seeds_of
 from algd.experiments.yaml_files import write_yaml
@@ -29,7 +30,8 @@ from algd.training.tracking import TrackingConfig
 
 ROOT = Path(__file__).parents[1]
 SCHEMA = Path(__file__).parent / "wandb_sweeps" / "schema.json"
-EXAMPLES = sorted((ROOT / "configs" / "sweeps").glob("*.yaml"))
+BENCHMARK = ROOT / "configs" / "benchmark" / "safety_gymnasium.yaml"
+EXAMPLES = [*sorted((ROOT / "configs" / "sweeps").glob("*.yaml")), BENCHMARK]
 COMMAND = ["algd", "train", "sac_alam", "--env.id=AnalyticBandit1-v0", "${args}"]
 GRID: dict[str, Any] = {
     "method": "grid",
@@ -91,19 +93,14 @@ def test_every_trial_is_what_an_agent_of_wandb_would_run(path: Path, tmp_path: P
 
     tree = yaml.safe_load(path.read_text())  # as W&B reads it
     file = read_sweep_file(path)
-    trials = plan_sweep(file, tmp_path, seeds=seeds_of(file) or [0]).trials
-    for trial in trials:
-        point = plan_values(trial.setting, trial.seed, file, tmp_path)
+    plan = plan_sweep(file, tmp_path, seeds=seeds_of(file) or [0])
+    for trial in plan.trials:
+        point = {**plan.settings[trial.setting].values, "seed": trial.seed}
         sent = create_sweep_command_args({"args": nested(tree["parameters"], point)})
         words = [w for word in tree["command"] for w in replaced(word, sent, tree["program"])]
         start = words.index("algd")
         assert words[start : start + 2] == ["algd", "train"]
         assert without_tracking(train_config(words[start + 2 :])) == without_tracking(trial.config)
-
-
-def plan_values(setting: int, seed: int, file: SweepFile, directory: Path) -> dict[str, Any]:
-    plan = plan_sweep(file, directory, seeds=[seed])
-    return {**plan.settings[setting].values, "seed": seed}
 
 
 def nested(parameters: dict[str, Any], point: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -205,6 +202,41 @@ def test_names_of_run_directories_follow_from_the_arguments_alone(tmp_path: Path
     assert names < {trial.name for trial in plan(tmp_path, wider).trials}
     other = GRID | {"command": [*COMMAND[:-1], "--train.batch_size=8", "${args}"]}
     assert names.isdisjoint(trial.name for trial in plan(tmp_path, other).trials)
+
+
+def test_a_part_of_a_grid_holds_trials_of_the_whole_under_their_names(tmp_path: Path) -> None:
+    path = write(tmp_path, GRID)
+    file = read_sweep_file(path)
+    whole = plan_sweep(file, tmp_path, seeds=[3, 4])
+    part = plan_sweep(file, tmp_path, seeds=[3, 4], only={"constraint.penalty_coef": ["1.0"]})
+    kept = {t.name for t in whole.trials if t.config.constraint.penalty_coef == 1.0}
+    assert {trial.name for trial in part.trials} == kept
+    assert 0 < len(kept) < len(whole.trials)
+    assert {trial.setting for trial in part.trials} == set(range(len(part.settings)))
+
+
+@pytest.mark.parametrize(
+    ("only", "says"),
+    [
+        ({"constraint.penalty": ["1.0"]}, "has no parameter 'constraint.penalty'; it varies"),
+        ({"seed": ["3"]}, "has no parameter 'seed'"),
+        ({"constraint.penalty_coef": ["7"]}, "constraint.penalty_coef must be one of 0.1, 1.0"),
+    ],
+)
+def test_a_part_that_is_not_there_is_one_line(
+    tmp_path: Path, only: dict[str, list[str]], says: str
+) -> None:
+    file = read_sweep_file(write(tmp_path, GRID))
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        plan_sweep(file, tmp_path, seeds=[3], only=only)
+
+
+def test_a_sweep_varies_the_preset(tmp_path: Path) -> None:
+    tree = GRID | {"parameters": {"base": {"values": ["sac_lag", "fac"]}}}
+    first, second = plan(tmp_path, tree).trials
+    assert first.config.multiplier.kind == "scalar_dual"
+    assert second.config.multiplier.kind == "statewise_dual"
+    assert first.name.startswith("base=sac_lag,")
 
 
 def test_what_file_and_command_say_of_tracking_wins(tmp_path: Path) -> None:
@@ -391,6 +423,7 @@ def test_a_seed_without_listed_values_is_refused(tmp_path: Path) -> None:
         (["nowhere.yaml"], "nowhere.yaml: cannot be read: No such file or directory"),
         ([], "the following arguments are required: FILE"),
         (["x.yaml", "--address=a"], "--address goes with --on ray"),
+        (["x.yaml", "--only=a"], "must be KEY=VALUE, got 'a'"),
         (["x.yaml", "--seeds=0"], "must be a whole number >= 1, got '0'"),
         (["x.yaml", "--retries=-1"], "must be a whole number >= 0, got '-1'"),
         (["x.yaml", "--on=slurm"], "invalid choice: 'slurm'"),

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _MAX_SEED = 2**32 - 1
 _NULL_OF_WANDB = "None"  # as W&B's agents write a null among the values of a sweep
+_BASE = "base"  # as a YAML file names the one below it
 _SURELY_MEANT = 0.85  # similarity above which an option is a slip and no configuration key
 
 
@@ -79,7 +80,11 @@ def split_overrides(
 
 
 def load_overridden(names: Sequence[str], overrides: Sequence[Override]) -> "ExperimentConfig":
-    """Return the configuration of presets or files, later ones winning, and overrides on top."""
+    """Return the configuration of presets or files, later ones winning, and overrides on top.
+
+    An override `--base=NAME` is one more preset or file, the last of them: a sweep varies it as any
+    other key.
+    """
     from algd.experiments.config import COMMAND_LINE, load_config
     from algd.experiments.yaml_files import parse_yaml
 
@@ -91,7 +96,10 @@ def load_overridden(names: Sequence[str], overrides: Sequence[Override]) -> "Exp
         )
         for override in overrides
     }
-    return load_config(names, given)
+    base = given.pop(_BASE, None)
+    if base is not None and not isinstance(base, str):
+        raise ConfigError(f"{COMMAND_LINE}: base must be a preset or a file, got {base!r}")
+    return load_config([*names, *([] if base is None else [base])], given)
 
 
 def positive_int(text: str) -> int:

@@ -10,6 +10,7 @@ sweep_ray, each in a process of sweep_child; sweep_table reads the runs back.
 import re
 import shlex
 import sys
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Literal
@@ -39,6 +40,7 @@ def sweep(
     address: str | None = None,
     jobs: int | None = None,
     retries: int = 1,
+    only: Mapping[str, Sequence[str]] | None = None,
 ) -> int:
     """Run what is missing of a sweep and return the exit code: 0, or 1 if a trial failed.
 
@@ -48,6 +50,7 @@ def sweep(
         seeds: train with seeds 0 to ``seeds`` - 1; None for those of the file, else 5.
         engine: where trials run. address: of a Ray cluster. jobs: trials at a time.
         retries: further attempts of a trial that fails.
+        only: values of some parameters; settings with others are left for another time.
 
     Raises:
         UserError: the file, a configuration or a directory cannot be used; no run logs the metric.
@@ -55,7 +58,7 @@ def sweep(
     file = read_sweep_file(path)
     root = (directory or default_directory(file)).absolute()
     listed = seeds_of(file) or list(range(_DEFAULT_SEEDS))
-    plan = plan_sweep(file, root, seeds=listed if seeds is None else list(range(seeds)))
+    plan = plan_sweep(file, root, seeds=listed if seeds is None else list(range(seeds)), only=only)
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -68,12 +68,23 @@ class SweepPlan:
     trials: tuple[Trial, ...]
 
 
-def plan_sweep(file: SweepFile, directory: Path, *, seeds: Sequence[int]) -> SweepPlan:
+def plan_sweep(
+    file: SweepFile,
+    directory: Path,
+    *,
+    seeds: Sequence[int],
+    only: Mapping[str, Sequence[str]] | None = None,
+) -> SweepPlan:
     """Return the trials of a sweep under ``directory``.
 
+    Args:
+        file, directory, seeds: what is trained, and where.
+        only: values of some parameters, as text; settings with others are left out. Trials keep
+            their names, so that parts of a sweep join.
+
     Raises:
-        ConfigError: a parameter is no key of the configuration, a value is not allowed, or a run
-            directory there was made with another configuration.
+        ConfigError: a parameter is no key of the configuration, a value is not allowed, ``only``
+            leaves nothing, or a run directory there was made with another configuration.
     """
     settings = _settings(file)
     if len(settings) * len(seeds) > _MAX_TRIALS:
@@ -84,6 +95,8 @@ def plan_sweep(file: SweepFile, directory: Path, *, seeds: Sequence[int]) -> Swe
     varied = [
         key for key in file.parameters if len({show(s.values.get(key)) for s in settings}) > 1
     ]
+    for key, texts in (only or {}).items():
+        settings = _kept(file, settings, key, texts)
     trials = tuple(
         _trial(file, directory, number, setting, seed, [key for key in varied if key != SEED])
         for seed in seeds
@@ -92,6 +105,20 @@ def plan_sweep(file: SweepFile, directory: Path, *, seeds: Sequence[int]) -> Swe
     for trial in trials:
         _require_same_run(trial)
     return SweepPlan(file, tuple(settings), trials)
+
+
+def _kept(
+    file: SweepFile, settings: Sequence[Setting], key: str, texts: Sequence[str]
+) -> list[Setting]:
+    """Return the settings where ``key`` has one of the values."""
+    if key == SEED or key not in file.parameters:
+        known = ", ".join(name for name in file.parameters if name != SEED)
+        raise ConfigError(f"--only: {file.path} has no parameter {key!r}; it varies {known}")
+    there = dict.fromkeys(as_text(setting.values[key]) for setting in settings)
+    for text in texts:
+        if text not in there:
+            raise ConfigError(f"--only: {key} must be one of {', '.join(there)}, got {text!r}")
+    return [setting for setting in settings if as_text(setting.values[key]) in texts]
 
 
 def seeds_of(file: SweepFile) -> list[int] | None:

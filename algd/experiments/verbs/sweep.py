@@ -31,12 +31,23 @@ def run(arguments: list[str]) -> int:
     parser.add_argument(
         "--retries", type=_count, default=1, metavar="N", help="of a trial that fails; default 1"
     )
+    parser.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        type=_pair,
+        metavar="KEY=VALUE",
+        help="leave out settings with other values of a parameter; may be repeated",
+    )
     parser.add_argument("--dir", type=Path, metavar="DIR", help="default: runs/NAME of the sweep")
     options = parser.parse_args(arguments)
     if options.address is not None and options.on != "ray":
         parser.error("--address goes with --on ray")
     from algd.experiments.sweep import sweep
 
+    only: dict[str, list[str]] = {}
+    for key, value in options.only:
+        only.setdefault(key, []).append(value)
     return sweep(
         options.file,
         options.dir,
@@ -45,6 +56,7 @@ def run(arguments: list[str]) -> int:
         address=options.address,
         jobs=options.jobs,
         retries=options.retries,
+        only=only,
     )
 
 
@@ -52,3 +64,10 @@ def _count(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"must be a whole number >= 0, got {text!r}")
     return int(text)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not (key and equals):
+        raise argparse.ArgumentTypeError(f"must be KEY=VALUE, got {text!r}")
+    return key, value

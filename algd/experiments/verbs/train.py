@@ -25,7 +25,8 @@ def run(arguments: list[str]) -> int:
         usage="algd train CONFIG... [--KEY=VALUE ...] [--run-dir DIR]\n"
         "       algd train --resume RUN_DIR",
         description="Train a policy. CONFIG is a YAML file or the name of a preset (algd presets); "
-        "of several,\nlater ones win over earlier ones, and --KEY=VALUE over all of them.",
+        "of several,\nlater ones win over earlier ones, and --KEY=VALUE over all of them. "
+        "--base=NAME is one\nmore CONFIG, which a sweep can vary.",
         add_help=False,
     )
     parser.add_argument("configs", nargs="*", metavar="CONFIG", help=argparse.SUPPRESS)
@@ -43,7 +44,7 @@ def run(arguments: list[str]) -> int:
         if options.configs or overrides or options.run_dir is not None:
             parser.error("--resume takes its configuration from the run and nothing else")
         return _resume(options.resume)
-    if not options.configs:
+    if not options.configs and not any(override.option == "--base" for override in overrides):
         parser.error("no CONFIG given; `algd presets` lists the shipped ones")
     return _start(options.configs, overrides, options.run_dir)
 
