@@ -1,7 +1,10 @@
 # make train   build the environment, then train ALGD on SafetyPointGoal1-v0 (ARGS="--seed=1" to change things)
 # make test    build the environment, then run the tests          (ARGS="-m learning" to choose others)
 # make bench   how fast the updates are, against plain references and floors (ARGS="--rounds 30")
+# make reproduce TASK=SafetyPointCircle1-v0 SEEDS=1   a part of the benchmark, compared with the stored rows
+#              (AGENT=sac_alam for one algorithm; TASK= for all tasks; it continues where it was stopped)
 # make lint    ruff and pyright          make lock   resolve the pins again (ARGS=--upgrade for newer ones)
+# make audit   look for known vulnerabilities of the pinned packages (asks PyPI); make licences lists licences
 # make clean   remove the environment and every cache
 #
 # The environment is built once. Its stamp is a file inside it, named after the content of the lock
@@ -14,12 +17,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
 ARGS ?=
-# Its own pins cannot be installed on Python >= 3.11, hence apart from the lock and without dependencies.
-SAFETY_GYMNASIUM := safety-gymnasium==1.0.0
+TASK ?= SafetyPointCircle1-v0
+AGENT ?=
+SEEDS ?= 1
 STAMP := $(VENV)/.built-$(shell cat requirements.lock pyproject.toml | sha256sum | cut -c1-16)
-PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet
+# Without dependencies: the lock names them all, and those that safety-gymnasium pins cannot be installed.
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps
 
-.PHONY: train test bench lint lock clean environment
+.PHONY: train test bench reproduce lint lock audit licences clean environment
 .DELETE_ON_ERROR:
 
 train: environment
@@ -30,6 +35,11 @@ test: environment
 
 bench: environment
 	$(BIN)/algd bench $(ARGS)
+
+reproduce: environment
+	$(BIN)/algd sweep configs/benchmark/safety_gymnasium.yaml --seeds $(SEEDS) --dir runs/safety_gymnasium \
+	  $(if $(TASK),--only env.id=$(TASK)) $(if $(AGENT),--only base=$(AGENT)) $(ARGS)
+	$(BIN)/python -m tests.benchmarks.evidence check runs/safety_gymnasium
 
 lint: environment
 	$(BIN)/ruff check .
@@ -42,9 +52,10 @@ $(STAMP): | interpreter
 	@if compgen -G '$(VENV)/.built-*' >/dev/null; then rm -f $(VENV)/.built-*; \
 	else $(PYTHON) -m venv --clear $(VENV); fi
 	@echo "Installing the pinned packages into $(VENV) (once; torch is the large one)"
-	@$(PIP) -r requirements.lock
-	@$(PIP) --no-deps $(SAFETY_GYMNASIUM)
-	@$(PIP) --no-deps --no-build-isolation --editable .
+	@$(PIP) --require-hashes -r requirements.lock
+	@! grep -qs '^Requires-Dist: nvidia-' $(VENV)/lib/python*/site-packages/torch-*.dist-info/METADATA || \
+	  $(PIP) --require-hashes -r <(sed -n 's/^#cuda //p' requirements.lock)
+	@$(PIP) --no-build-isolation --editable .
 	@touch $@
 
 .PHONY: interpreter
@@ -57,12 +68,33 @@ interpreter:
 	  echo "make: $(PYTHON) lacks the venv module. On Debian or Ubuntu: apt install python3-venv" >&2; exit 1; }
 
 lock: environment
-	cp requirements.lock $(VENV)/lock
-	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 \
-	  --only-binary :all: --no-header --no-annotate --quiet --output-file $(VENV)/lock $(ARGS)
-	@{ sed -n '/^#/p' requirements.lock; \
-	  grep -v -E '^(#|nvidia-|cuda-|triton)' $(VENV)/lock; } > $(VENV)/requirements.lock
+	sed -e 's/^#cuda //' -e '/ --hash/d' -e 's/ \\$$//' requirements.lock > $(VENV)/lock
+	$(BIN)/uv pip compile pyproject.toml --group safety --all-extras --universal --python-version 3.11 \
+	  --only-binary :all: --generate-hashes --no-header --no-annotate --quiet --output-file $(VENV)/lock $(ARGS)
+	@{ sed -n '/^# /p' requirements.lock; \
+	  sed '/^#/d' $(VENV)/lock | awk -v builds="$$(sed -n 's/^# torch //p' requirements.lock)" "$$LOCK_LINES"; \
+	  } > $(VENV)/requirements.lock
 	mv $(VENV)/requirements.lock requirements.lock
+
+# The lines of the lock from uv's: packages of the CUDA build are marked, hashes of torch's CPU builds added.
+define LOCK_LINES
+/^[a-z]/ { mark = /^(nvidia-|cuda-|triton)/ ? "#cuda " : "" }
+{ print mark $$0 }
+/^torch==/ {
+  for (count = split(builds, build, "\n"); count; count--) {
+    split(build[count], part, " ")
+    if ("torch==" part[1] == $$1) { known = 1; print "    --hash=sha256:" part[4] " \\" }
+  }
+  if (!known) print "make: give the hashes of the CPU builds of " $$1 " at the head of the lock" > "/dev/stderr"
+}
+endef
+export LOCK_LINES
+
+audit: environment
+	$(BIN)/pip-audit --strict --require-hashes --disable-pip --requirement requirements.lock $(ARGS)
+
+licences: environment
+	$(BIN)/python tests/licences.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .benchmarks build dist

@@ -1,0 +1,259 @@
+"""The benchmark's results: from sweep directories to stored rows, and from those to the README.
+
+    python -m tests.benchmarks.evidence keep runs/safety_gymnasium    # a small CSV per finished run
+    python -m tests.benchmarks.evidence check runs/safety_gymnasium   # are they the stored ones?
+    python -m tests.benchmarks.evidence table [--figures DIR]         # the README's table, figures
+
+A stored run holds, behind comment lines (its preset, commit, processor, packages and whole
+configuration), one row per evaluation and one per training episode. `check` says for every run
+whether its rows equal the stored ones bit for bit, as they do on the same type of processor.
+"""
+
+import argparse
+import csv
+import io
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from algd.experiments.compare import Comparison, compare
+from algd.experiments.compare_groups import Group
+from algd.experiments.config_values import flatten
+from algd.experiments.run_data import RunData, Series, require_runs
+from algd.experiments.sweep_child import TRIAL_FILE, is_complete
+
+ROOT = Path(__file__).parents[2]
+STORED = Path(__file__).parent / "results" / "safety_gymnasium"
+README = ROOT / "README.md"
+BEGIN, END = "<!-- benchmark: begin -->", "<!-- benchmark: end -->"
+_COLUMNS = ("kind", "env_step", "return", "cost", "violation_rate")
+_PACKAGES = ("torch", "numpy", "mujoco", "gymnasium")
+
+
+class StoredRun(NamedTuple):
+    """What a file holds: comment lines by key, and rows as text."""
+
+    about: dict[str, Any]
+    rows: tuple[tuple[str, ...], ...]
+
+    @property
+    def name(self) -> str:
+        """Return the name of its file."""
+        config = self.about["config"]
+        return f"{config['env.id']},{self.about['base']},s{config['seed']}.csv"
+
+
+def of_run(run: RunData) -> StoredRun:
+    """Reduce a finished trial of a sweep."""
+    arguments = json.loads((run.path / TRIAL_FILE).read_text())["arguments"]
+    bases = [word.partition("=")[2] for word in arguments if word.startswith("--base=")]
+    about = {
+        "base": bases[-1],
+        "arguments": [word for word in arguments if not word.startswith("--tracking.")],
+        "commit": _git("describe", "--always", "--dirty"),
+        "processor": _processor(),
+        "packages": {name: version(name) for name in _PACKAGES},
+        "config": {key: value for key, value in run.config.items() if "tracking." not in key},
+    }
+    blank = Series(np.zeros(0, int), np.zeros(0))
+    kinds = (
+        ("evaluation", run.metrics, "eval/"),
+        ("episode", run.episodes, ""),
+    )
+    rows = []
+    for kind, table, prefix in kinds:
+        series = [table.get(f"{prefix}{name}", blank) for name in _COLUMNS[2:]]
+        for index, step in enumerate(series[0].steps):
+            values = [repr(float(one.values[index])) if len(one.steps) else "" for one in series]
+            rows.append((kind, str(step), *values))
+    return StoredRun(about, tuple(rows))
+
+
+def to_text(stored: StoredRun) -> str:
+    """Return the file of a run."""
+    text = io.StringIO()
+    for key, value in stored.about.items():
+        text.write(f"# {key}: {json.dumps(value)}\n")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(_COLUMNS)
+    writer.writerows(stored.rows)
+    return text.getvalue()
+
+
+def from_text(text: str) -> StoredRun:
+    """Read such a file."""
+    lines = text.splitlines()
+    comments = [line[2:].partition(": ") for line in lines if line.startswith("# ")]
+    _, *rows = csv.reader(line for line in lines if not line.startswith("# "))
+    return StoredRun(
+        {key: json.loads(value) for key, _, value in comments}, tuple(tuple(row) for row in rows)
+    )
+
+
+def as_run(stored: StoredRun) -> RunData:
+    """Return a stored run in the form that `algd compare` takes."""
+
+    def table(kind: str, prefix: str) -> dict[str, Series]:
+        rows = [row for row in stored.rows if row[0] == kind]
+        steps = np.array([int(row[1]) for row in rows])
+        return {
+            f"{prefix}{name}": Series(steps, np.array([float(row[column]) for row in rows]))
+            for column, name in enumerate(_COLUMNS[2:], start=2)
+            if rows and rows[0][column]
+        }
+
+    config = flatten(stored.about["config"])
+    return RunData(
+        STORED / stored.name,
+        stored.name,
+        config,
+        table("evaluation", "eval/"),
+        table("episode", ""),
+    )
+
+
+def stored_runs() -> list[StoredRun]:
+    """Return all stored runs in the order of their names."""
+    return [from_text(path.read_text()) for path in sorted(STORED.glob("*.csv"))]
+
+
+def comparisons_of(runs: Sequence[StoredRun]) -> list[Comparison]:
+    """Compare presets inside each task."""
+    cells: dict[tuple[str, str], list[RunData]] = {}
+    for stored in runs:
+        run = as_run(stored)
+        cells.setdefault((run.env_id, stored.about["base"]), []).append(run)
+    groups = [Group(env_id, base, tuple(members)) for (env_id, base), members in cells.items()]
+    return compare(groups)
+
+
+def markdown(comparisons: Sequence[Comparison]) -> str:
+    """Return the README's table: every task and preset, with intervals where seeds allow them."""
+    lines = [
+        "| task | preset | seeds | steps | return | cost | P(cost ≤ limit) | training over |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for comparison in comparisons:
+        for row in comparison.rows:
+            steps = {one.final_step for one in row.summaries}
+            cells = [
+                comparison.env_id,
+                f"`{row.group.label}`",
+                " ".join(str(run.seed) for run in row.group.runs),
+                " to ".join(f"{step / 1000:.0f}k" for step in sorted({min(steps), max(steps)})),
+                *(
+                    _interval(row.values[key], digits)
+                    for key, digits in (
+                        ("return", 1),
+                        ("cost", 1),
+                        ("p_safe", 2),
+                        ("training_violations", 2),
+                    )
+                ),
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _interval(interval: Iterable[float], digits: int) -> str:
+    middle, low, high = (f"{value:.{digits}f}" for value in interval)
+    return middle if "nan" in (low, high) else f"{middle} [{low}, {high}]"
+
+
+def _git(*words: str) -> str:
+    called = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True)
+    return called.stdout.strip()
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":")[1].strip() for line in lines if "model name" in line), "unknown")
+
+
+def _finished(paths: Sequence[Path]) -> list[StoredRun]:
+    return [of_run(run) for run in require_runs(paths).runs if is_complete(run.path)]
+
+
+def keep(paths: Sequence[Path]) -> int:
+    """Write a file for each finished run."""
+    STORED.mkdir(parents=True, exist_ok=True)
+    for stored in _finished(paths):
+        (STORED / stored.name).write_text(to_text(stored))
+        print(f"kept {stored.name}")
+    return 0
+
+
+def check(paths: Sequence[Path]) -> int:
+    """Compare finished runs with the stored ones; exit code 1 if one differs."""
+    differing = 0
+    finished = _finished(paths)
+    for stored in finished:
+        path = STORED / stored.name
+        if not path.is_file():
+            print(f"{stored.name}: not stored")
+            continue
+        known = from_text(path.read_text())
+        if known.rows == stored.rows:
+            print(f"{stored.name}: the stored rows, bit for bit")
+            continue
+        differing += 1
+        ends = [as_run(one).metrics for one in (known, stored)]
+        told = "; ".join(
+            f"{name} {ends[0][f'eval/{name}'].values[-1]:.2f} stored, "
+            f"{ends[1][f'eval/{name}'].values[-1]:.2f} here"
+            for name in ("return", "cost")
+        )
+        here = {key: stored.about[key] for key in ("commit", "processor", "packages")}
+        there = {key: known.about[key] for key in here}
+        print(f"{stored.name}: differs ({told}; stored by {there}, here {here})")
+    return 1 if differing or not finished else 0
+
+
+def table(figures: Path | None) -> int:
+    """Put the table between its marks in the README; draw the figures."""
+    comparisons = comparisons_of(stored_runs())
+    text = README.read_text()
+    if BEGIN not in text or END not in text:
+        print(f"README.md lacks {BEGIN} ... {END}", file=sys.stderr)
+        return 1
+    before, after = text[: text.index(BEGIN)], text[text.index(END) :]
+    README.write_text(f"{before}{BEGIN}\n{markdown(comparisons)}\n{after}")
+    if figures is not None:
+        from algd.experiments.figures import write_figures
+
+        figures.mkdir(parents=True, exist_ok=True)
+        for path in write_figures(comparisons, figures):
+            print(path)
+    return 0
+
+
+def main() -> int:
+    """Do what the command line says."""
+    parser = argparse.ArgumentParser(description="The benchmark's results.")
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    for name, text in (
+        ("keep", "write a file for each finished run of sweeps"),
+        ("check", "compare finished runs of sweeps with the stored ones"),
+    ):
+        verb = verbs.add_parser(name, help=text)
+        verb.add_argument("paths", nargs="+", type=Path, metavar="DIR")
+    verb = verbs.add_parser("table", help="write the README's table from the stored runs")
+    verb.add_argument("--figures", type=Path, metavar="DIR")
+    options = parser.parse_args()
+    if options.verb == "table":
+        return table(options.figures)
+    return {"keep": keep, "check": check}[options.verb](options.paths)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

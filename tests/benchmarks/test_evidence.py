@@ -1,0 +1,77 @@
+"""The benchmark's results: what is stored is what was run, and a different run is told apart."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sweep_files import write_sweep
+
+from algd.experiments.run_data import read_runs
+from algd.experiments.sweep import sweep
+from tests.benchmarks import evidence
+
+PRESETS = {"base": {"values": ["sac_alam", "fac"]}}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train two presets for a moment."""
+    directory = tmp_path_factory.mktemp("sweep")
+    path = write_sweep(directory, total_steps=100, parameters=PRESETS)
+    assert sweep(path, directory / "out", seeds=1, jobs=1) == 0
+    return directory / "out"
+
+
+@pytest.fixture
+def stored(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Keep what they recorded."""
+    monkeypatch.setattr(evidence, "STORED", tmp_path / "stored")
+    assert evidence.keep([finished]) == 0
+    return tmp_path / "stored"
+
+
+def test_a_stored_run_holds_what_the_run_recorded(finished: Path, stored: Path) -> None:
+    names = sorted(path.name for path in stored.iterdir())
+    assert names == ["AnalyticBandit1-v0,fac,s0.csv", "AnalyticBandit1-v0,sac_alam,s0.csv"]
+    for run in read_runs([finished]).runs:
+        (there,) = (
+            back
+            for back in map(evidence.as_run, evidence.stored_runs())
+            if back.config["multiplier.kind"] == run.config["multiplier.kind"]
+        )
+        for table in ("metrics", "episodes"):
+            for name, series in getattr(there, table).items():
+                recorded = getattr(run, table)[name]
+                assert np.array_equal(series.steps, recorded.steps), name
+                assert np.array_equal(series.values, recorded.values), name
+        assert there.config["train.total_steps"] == 100
+        assert {"eval/return", "eval/cost"} <= there.metrics.keys()
+
+
+def test_a_run_that_repeats_equals_its_stored_rows_and_another_does_not(
+    finished: Path, stored: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evidence.check([finished]) == 0
+    assert capsys.readouterr().out.count("bit for bit") == 2
+    path = stored / "AnalyticBandit1-v0,fac,s0.csv"
+    rows = path.read_text().splitlines()
+    last = next(i for i, row in enumerate(rows) if row.startswith("evaluation,100,"))
+    _, _, value, *rest = rows[last].split(",")
+    rows[last] = ",".join(["evaluation", "100", repr(np.nextafter(float(value), 9).item()), *rest])
+    path.write_text("\n".join(rows) + "\n")
+    assert evidence.check([finished]) == 1
+    assert "fac,s0.csv: differs (return " in capsys.readouterr().out
+
+
+def test_the_table_of_the_readme_comes_from_the_stored_runs(
+    stored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{evidence.BEGIN}\nold\n{evidence.END}\nafter\n")
+    monkeypatch.setattr(evidence, "README", readme)
+    assert evidence.table(None) == 0
+    lines = readme.read_text().splitlines()
+    assert (lines[0], lines[-1], "old" in lines) == ("before", "after", False)
+    (row,) = (line for line in lines if "`fac`" in line)
+    last = evidence.as_run(evidence.stored_runs()[0]).metrics["eval/return"].values[-1]
+    assert f"| 0 | 0k | {last:.1f} |" in row
