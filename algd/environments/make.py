@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from algd.environments.gymnasium import CostEnv, CostFunction
 
-VectorKind = Literal["sync", "subprocess", "thread"]
+VectorKind = Literal["sync", "subprocess", "parallel"]
 RENDER_MODES = (None, "rgb_array")
 
 _MAX_SUGGESTIONS = 3
@@ -38,8 +38,9 @@ class EnvConfig:
     num_envs: int = 1
     """Environments stepped together, at least 1."""
     vector: VectorKind = "sync"
-    """`sync` steps them one by one, `subprocess` in one worker process per core, `thread` in one
-    thread per core of this process; same numbers."""
+    """`sync` steps them one by one; `subprocess` in one worker process per core, whose crashes are
+    survived; `parallel`, the fastest, likewise, but this process steps one core's share itself.
+    Same numbers."""
     fast: bool = True
     """Step Safety-Gymnasium's navigation tasks through `algd.environments.fast`, which gives the
     package's numbers; `false` steps the untouched package."""

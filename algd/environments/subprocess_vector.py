@@ -1,9 +1,12 @@
-"""The vector environment whose environments live in worker processes, one worker per core.
+"""The vector environment whose environments live in worker processes, one block of them per core.
 
 In and out as `algd.environments.vector`; the workers' side is `subprocess_worker`. Between the
 processes travel raw bytes of numpy arrays: actions one way, records of `transition_dtype` the
 other. Workers end with their parent, however it ended. One that dies or does not answer in time is
 replaced, up to `env.max_restarts` times; its running episodes are dropped, and said to be.
+
+As "parallel" there is one worker less, and this process steps the last block while the others step
+theirs. Of its own block it survives exceptions alone: no signal and no hang.
 
 Workers start by "spawn", so a script that makes such an environment needs the usual
 `if __name__ == "__main__":` around its main part.
@@ -24,16 +27,19 @@ from typing import Any, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from algd.environments.episodes import EpisodeRecord, EpisodeSnapshot
+from algd.environments.block import EnvBlock, Rows, transition_dtype
+from algd.environments.episodes import EpisodeSnapshot
 from algd.environments.make import EnvConfig
-from algd.environments.subprocess_worker import Command, Reply, serve, transition_dtype
+from algd.environments.subprocess_worker import Command, Reply, serve
 from algd.environments.vector import (
     Float32Array,
     StepResult,
     check_actions,
     pack_snapshot,
+    step_result,
     unpack_snapshot,
 )
+from algd.environments.waiting import Waiter
 from algd.errors import ConfigError, EnvironmentCrash, EnvironmentFault, UserError
 
 _JOIN_SECONDS = 5.0
@@ -42,39 +48,45 @@ Part = TypeVar("Part")
 
 
 class SubprocessVectorEnv:
-    """Steps the environments in parallel, each worker a contiguous block of them."""
+    """Steps the environments in parallel, each process a contiguous block of them."""
 
     def __init__(self, config: EnvConfig, *, seed: int) -> None:
         self.num_envs = config.num_envs
         self._config = config
         self._seed = seed
-        workers = min(config.num_envs, len(os.sched_getaffinity(0)))
-        blocks = np.array_split(np.arange(config.num_envs), workers)
+        processes = min(config.num_envs, len(os.sched_getaffinity(0)))
+        blocks = [block.tolist() for block in np.array_split(np.arange(config.num_envs), processes)]
+        ours = blocks.pop() if config.vector == "parallel" else []
+        self._own_rows = slice(config.num_envs - len(ours), config.num_envs)
+        self._own: EnvBlock | None = None
         self._workers: list[_Worker] = []
+        self._lost: set[_Worker] = set()  # between two steps; the next one says so
         self._crashes = 0
-        # Of each environment: the running episode, and the row of one lost between two steps.
-        self._running = np.full(config.num_envs, -1)
-        self._lost: dict[_Worker, NDArray[np.void]] = {}
+        self._running = np.full(config.num_envs, -1)  # of each environment the running episode
         try:
             with _interrupts_held():
                 for block in blocks:
-                    self._workers.append(
-                        _Worker(config, seed, block.tolist(), self._running[block])
-                    )
-            sizes = [np.frombuffer(reply, np.int64) for reply in self._receive()]
+                    self._workers.append(_Worker(config, seed, block, self._running[block]))
+            if ours:  # made while the workers make theirs
+                last = [-1 for _ in ours]
+                self._own = EnvBlock(config, seed, ours, last, survives=config.max_restarts > 0)
+            sizes = self._collect(lambda worker: np.frombuffer(worker.receive(), np.int64), _sizes)
         except BaseException:
             self.close()
             raise
         self.obs_dim, self.action_dim, self.max_episode_steps = (int(n) for n in sizes[0])
-        self._dtype = transition_dtype(self.obs_dim)
+        records = np.zeros(self.num_envs, transition_dtype(self.obs_dim))
+        self._rows, self._rows_of_own = Rows(records), Rows(records[self._own_rows])
+        self._bytes = records.view(np.uint8).reshape(self.num_envs, -1)
 
     def reset(self) -> Float32Array:
         """Start the next episode of each environment; return the observations (N, O)."""
         for worker in self._workers:
             worker.send(Command.RESET)
-        observations = np.frombuffer(b"".join(self._receive()), np.float32)
+        observations = self._collect(self._observations_of, EnvBlock.reset)
         self._running += 1
-        return observations.reshape(self.num_envs, -1).copy()
+        self._lost.clear()
+        return np.concatenate(observations)
 
     def step(self, actions: Float32Array) -> StepResult:
         """Step each environment with its row of `actions` (N, A)."""
@@ -84,27 +96,17 @@ class SubprocessVectorEnv:
             if worker not in self._lost:
                 with suppress(EnvironmentCrash):  # found again where its reply is missing
                     worker.send(Command.STEP, actions[worker.rows].tobytes())
-        rows = np.concatenate(self._collect(self._step_rows))
-        self._running = rows["running"].copy()
-        return StepResult(
-            next_obs=np.ascontiguousarray(rows["next_obs"]),
-            obs=np.ascontiguousarray(rows["obs"]),
-            reward=rows["reward"].astype(np.float32),
-            cost=rows["cost"].astype(np.float32),
-            terminated=rows["terminated"].copy(),
-            truncated=rows["truncated"].copy(),
-            episodes=[
-                _episode_record(rows[index], int(index)) for index in np.flatnonzero(rows["ended"])
-            ],
-            dropped=tuple(np.flatnonzero(rows["dropped"]).tolist()),
-        )
+        self._collect(self._take_rows, lambda block: self._step_own(block, actions))
+        self._lost.clear()
+        self._running = self._rows.running.copy()
+        return step_result(self._rows)
 
     def snapshot(self) -> dict[str, Any]:
         """Return the running episodes (see `VectorCostEnv.snapshot`)."""
         for worker in self._workers:
             with suppress(EnvironmentCrash):
                 worker.send(Command.SNAPSHOT)
-        parts = self._collect(self._snapshots_of)
+        parts = self._collect(self._snapshots_of, EnvBlock.snapshot)
         return pack_snapshot(self._config, self._seed, [one for part in parts for one in part])
 
     def restore(self, snapshot: dict[str, Any]) -> tuple[Float32Array, list[int]]:
@@ -113,18 +115,21 @@ class SubprocessVectorEnv:
         for worker in self._workers:
             worker.send(Command.RESTORE)
             worker.connection.send(saved[worker.rows])
-        self._receive()
-        restored = [one for worker in self._workers for one in worker.connection.recv()]
+        parts = self._collect(_restored_by, lambda block: block.restore(saved[self._own_rows]))
+        restored = [one for part in parts for one in part]
         dropped = [index for index, (_, exact) in enumerate(restored) if not exact]
         self._running = np.array([episode["episode_index"] for episode in saved])
         self._running[dropped] += 1
+        self._lost.clear()
         return np.stack([obs for obs, _ in restored]), dropped
 
     def close(self) -> None:
-        """End every worker; a second call does nothing."""
+        """End every worker and close every environment; a second call does nothing."""
         for worker in self._workers:
             worker.close()
         self._workers.clear()
+        if self._own is not None:
+            self._own.close()
 
     def __enter__(self) -> Self:
         return self
@@ -137,12 +142,24 @@ class SubprocessVectorEnv:
     ) -> None:
         self.close()
 
-    def _receive(self) -> list[bytes]:
-        """Take one reply of each worker."""
-        return self._collect(lambda worker: worker.receive())
+    def _collect(
+        self, take: "Callable[[_Worker], Part]", own: Callable[[EnvBlock], Part]
+    ) -> list[Part]:
+        """Do this process's share, then take something of each worker.
 
-    def _collect(self, take: "Callable[[_Worker], Part]") -> list[Part]:
-        """Take something of each worker; raise the first fault after all have answered."""
+        Raises the first fault after all have answered.
+        """
+        ours: list[Part] = []
+        own_faults: list[Exception] = []
+        if self._own is not None:
+            start = time.perf_counter()
+            try:
+                ours.append(own(self._own))
+            except Exception as fault:
+                own_faults.append(fault)
+            # The workers' shares are as large: they will soon be ready.
+            for worker in self._workers:
+                worker.awake = time.perf_counter() - start
         parts: list[Part] = []
         faults: list[Exception] = []
         for worker in list(self._workers):
@@ -150,38 +167,45 @@ class SubprocessVectorEnv:
                 parts.append(take(worker))
             except (UserError, RuntimeError) as fault:
                 faults.append(fault)
-        if faults:
-            raise faults[0]
-        return parts
+        for fault in (*faults, *own_faults):
+            raise fault
+        return parts + ours
 
-    def _step_rows(self, worker: "_Worker") -> NDArray[np.void]:
-        """Return a worker's rows of this step; where it was lost, those of a dropped episode."""
+    def _observations_of(self, worker: "_Worker") -> Float32Array:
+        return np.frombuffer(worker.receive(), np.float32).reshape(worker.num_envs, -1)
+
+    def _step_own(self, block: EnvBlock, actions: Float32Array) -> None:
+        crashes = block.step(actions[self._own_rows], self._rows_of_own)
+        if crashes:
+            self._count("; ".join(crashes))
+
+    def _take_rows(self, worker: "_Worker") -> None:
+        """Take over a worker's rows of this step; where it was lost, they say so already."""
         if worker in self._lost:
-            return self._lost.pop(worker)
+            return
         try:
             payload = worker.receive()
         except EnvironmentCrash as crash:
-            return self._replace(worker, crash)[1]
-        size = worker.num_envs * self._dtype.itemsize
-        if len(payload) > size:
-            self._count(payload[size:].decode())
-        return np.frombuffer(payload[:size], self._dtype)
+            self._replace(worker, crash)
+            return
+        bytes_of_rows = self._bytes[worker.rows]
+        if len(payload) > bytes_of_rows.size:
+            self._count(payload[bytes_of_rows.size :].decode())
+        received = np.frombuffer(payload, np.uint8, bytes_of_rows.size)
+        bytes_of_rows[...] = received.reshape(bytes_of_rows.shape)
 
     def _snapshots_of(self, worker: "_Worker") -> list[EpisodeSnapshot]:
         try:
             worker.receive()
         except EnvironmentCrash as crash:
-            new, rows = self._replace(worker, crash)
-            self._lost[new] = rows
-            new.send(Command.SNAPSHOT)
-            new.receive()
-            worker = new
+            worker = self._replace(worker, crash)
+            self._lost.add(worker)
+            worker.send(Command.SNAPSHOT)
+            worker.receive()
         return worker.connection.recv()
 
-    def _replace(
-        self, worker: "_Worker", crash: EnvironmentCrash
-    ) -> "tuple[_Worker, NDArray[np.void]]":
-        """Put a new worker in the place of a lost one; return it and the rows that say so."""
+    def _replace(self, worker: "_Worker", crash: EnvironmentCrash) -> "_Worker":
+        """Put a new worker in the place of a lost one; its rows of this step say so."""
         worker.kill()
         self._count(str(crash))
         with _interrupts_held():
@@ -189,11 +213,10 @@ class SubprocessVectorEnv:
         self._workers[self._workers.index(worker)] = new
         new.receive()
         new.send(Command.RESET)
-        rows = np.zeros(new.num_envs, self._dtype)
-        rows["obs"] = np.frombuffer(new.receive(), np.float32).reshape(new.num_envs, -1)
-        rows["running"] = self._running[worker.rows] + 1
-        rows["dropped"] = True
-        return new, rows
+        obs = self._observations_of(new)
+        self._running[worker.rows] += 1
+        self._rows.drop(worker.rows, obs, self._running[worker.rows])
+        return new
 
     def _count(self, crash: str) -> None:
         """Say what was lost; raise EnvironmentFault when that has happened too often."""
@@ -224,6 +247,9 @@ class _Worker:
         )
         self._process.start()
         theirs.close()
+        self._waiter = Waiter(self.connection)
+        self.awake = 0.0
+        """Seconds of the next wait for it to spend looking all the time."""
         self._deadline = time.monotonic() + self._timeout
 
     def send(self, command: Command, payload: bytes = b"") -> None:
@@ -235,7 +261,8 @@ class _Worker:
 
     def receive(self) -> bytes:
         try:
-            if not self.connection.poll(max(self._deadline - time.monotonic(), 0.0)):
+            remaining = self._deadline - time.monotonic()
+            if not self._waiter.wait(awake=self.awake, timeout=remaining):
                 raise EnvironmentCrash(
                     f"{self._name()} did not answer within {self._timeout:g} s (env.worker_timeout)"
                 )
@@ -282,13 +309,10 @@ def _interrupts_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _episode_record(row: Any, env_index: int) -> EpisodeRecord:
-    return EpisodeRecord(
-        env_index=env_index,
-        episode_index=int(row["episode_index"]),
-        seed=int(row["seed"]),
-        return_=float(row["episode_return"]),
-        cost=float(row["episode_cost"]),
-        length=int(row["length"]),
-        terminated=bool(row["terminated"]),
-    )
+def _sizes(block: EnvBlock) -> NDArray[np.int64]:
+    return np.array(block.sizes, np.int64)
+
+
+def _restored_by(worker: _Worker) -> list[tuple[Float32Array, bool]]:
+    worker.receive()
+    return worker.connection.recv()

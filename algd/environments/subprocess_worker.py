@@ -1,26 +1,22 @@
 """The worker of a `SubprocessVectorEnv`: makes its environments and answers its parent's commands.
 
 In: a pipe with commands, each one byte and the raw bytes of its arrays. Out: replies, one byte and
-the raw bytes of theirs; an exception becomes a reply and the worker lives on. An environment that
-raises in a step is made anew and starts its next episode; the row says so. Ctrl-C and SIGTERM are
-the parent's to handle; the worker ends when the parent's end of the pipe closes.
+the raw bytes of theirs; an exception becomes a reply and the worker lives on. Ctrl-C and SIGTERM
+are the parent's to handle; the worker ends when the parent's end of the pipe closes.
 """
 
 import signal
+import time
 import traceback
-from collections.abc import Sequence
-from contextlib import suppress
 from enum import Enum
 from multiprocessing.connection import Connection
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from algd.environments.episodes import EpisodeRunner, EpisodeSnapshot, Transition
-from algd.environments.make import EnvConfig, make_env
-from algd.environments.vector import Float32Array, locating
-from algd.errors import ConfigError, EnvironmentCrash, UserError
+from algd.environments.block import EnvBlock, Rows, transition_dtype
+from algd.environments.make import EnvConfig
+from algd.environments.waiting import Waiter
+from algd.errors import ConfigError, UserError
 
 _GRACE_SECONDS = 10  # what SIGTERM to a whole process group leaves the parent for saving
 
@@ -44,33 +40,6 @@ class Reply(bytes, Enum):
     CRASH = b"x"
 
 
-def transition_dtype(obs_dim: int) -> np.dtype[np.void]:
-    """Return the record of one transition.
-
-    `running` is the index of the episode that runs on. Where `dropped` is set, the environment
-    crashed in this step and only `obs` and `running` count; the last five fields count where
-    `ended` is set.
-    """
-    return np.dtype(
-        [
-            ("next_obs", np.float32, (obs_dim,)),
-            ("obs", np.float32, (obs_dim,)),
-            ("reward", np.float64),
-            ("cost", np.float64),
-            ("terminated", np.bool_),
-            ("truncated", np.bool_),
-            ("running", np.int64),
-            ("dropped", np.bool_),
-            ("ended", np.bool_),
-            ("episode_index", np.int64),
-            ("seed", np.int64),
-            ("episode_return", np.float64),
-            ("episode_cost", np.float64),
-            ("length", np.int64),
-        ]
-    )
-
-
 def serve(
     connection: Connection,
     config: EnvConfig,
@@ -88,94 +57,60 @@ def serve(
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE_SECONDS))
-    runners: list[EpisodeRunner] = []
+    block: EnvBlock | None = None
     try:
         try:
-            # One by one: each is closed below, however far this gets.
-            for index, episode in zip(indices, episode_indices, strict=True):
-                env = make_env(config)
-                runners.append(
-                    EpisodeRunner(env, seed=seed, env_index=index, episode_index=episode)
-                )
-            env = runners[0].env
-            sizes = np.array([env.obs_dim, env.action_dim, env.max_episode_steps], np.int64)
-            connection.send_bytes(Reply.DONE + sizes.tobytes())
+            survives = config.max_restarts > 0
+            block = EnvBlock(config, seed, indices, episode_indices, survives=survives)
+            connection.send_bytes(Reply.DONE + np.array(block.sizes, np.int64).tobytes())
         except Exception as error:
             connection.send_bytes(_failure(error))
-        while (message := connection.recv_bytes()) != Command.CLOSE:
-            try:
-                _answer(connection, runners, config, message)
-            except Exception as error:
-                connection.send_bytes(_failure(error))
+            connection.recv_bytes()  # nothing but the order to close can follow
+            return
+        _answer_all(connection, block, len(indices))
     except (EOFError, OSError):
         pass  # the parent has ended; so does its worker
     finally:
-        for runner in runners:
-            runner.env.close()
+        if block is not None:
+            block.close()
 
 
-def _answer(
-    connection: Connection, runners: Sequence[EpisodeRunner], config: EnvConfig, message: bytes
-) -> None:
-    command, num_envs = Command(message[:1]), config.num_envs
+def _answer_all(connection: Connection, block: EnvBlock, num_envs: int) -> None:
+    rows = Rows(np.zeros(num_envs, transition_dtype(block.sizes[0])))
+    waiter, awake = Waiter(connection), 0.0
+    while True:
+        waiter.wait(awake=awake)
+        message = connection.recv_bytes()
+        if message == Command.CLOSE:
+            return
+        start = time.perf_counter()
+        try:
+            _answer(connection, block, rows, message)
+        except Exception as error:
+            connection.send_bytes(_failure(error))
+        # The next step is often soon asked for. Awake no longer than the last one took, a worker
+        # at most doubles what it costs.
+        stepped = message[:1] == Command.STEP
+        awake = time.perf_counter() - start if stepped else 0.0
+
+
+def _answer(connection: Connection, block: EnvBlock, rows: Rows, message: bytes) -> None:
+    command = Command(message[:1])
     if command is Command.STEP:
-        actions = np.frombuffer(message, np.float32, offset=1).reshape(len(runners), -1)
-        rows, crashes = _step_all(runners, config, actions)
+        actions = np.frombuffer(message, np.float32, offset=1).reshape(len(rows.records), -1)
+        crashes = block.step(actions, rows)
         text = "; ".join(crashes).encode()  # after the rows, whose length the parent knows
-        connection.send_bytes(Reply.DONE + rows.tobytes() + text)
+        connection.send_bytes(Reply.DONE + rows.records.tobytes() + text)
     elif command is Command.RESET:
-        observations: list[bytes] = []
-        for runner in runners:
-            with locating(runner.env_index, num_envs):
-                observations.append(runner.reset().tobytes())
-        connection.send_bytes(Reply.DONE + b"".join(observations))
+        connection.send_bytes(Reply.DONE + block.reset().tobytes())
     elif command is Command.SNAPSHOT:
-        snapshots = [runner.snapshot() for runner in runners]
+        snapshots = block.snapshot()
         connection.send_bytes(Reply.DONE)
         connection.send(snapshots)
     else:
-        saved: list[EpisodeSnapshot] = connection.recv()
-        restored: list[tuple[Float32Array, bool]] = []
-        for runner, one in zip(runners, saved, strict=True):
-            with locating(runner.env_index, num_envs):
-                restored.append(runner.restore(one))
+        restored = block.restore(connection.recv())
         connection.send_bytes(Reply.DONE)
         connection.send(restored)
-
-
-def _step_all(
-    runners: Sequence[EpisodeRunner], config: EnvConfig, actions: Float32Array
-) -> tuple[NDArray[np.void], list[str]]:
-    rows = np.zeros(len(runners), transition_dtype(runners[0].env.obs_dim))
-    crashes: list[str] = []
-    for row, runner, action in zip(rows, runners, actions, strict=True):
-        with locating(runner.env_index, config.num_envs):
-            try:
-                _fill(row, runner.step(action))
-            except EnvironmentCrash as crash:
-                if config.max_restarts == 0:
-                    raise
-                crashes.append(f"environment {runner.env_index} of {config.num_envs}: {crash}")
-                with suppress(Exception):  # it has crashed already
-                    runner.env.close()
-                runner.env = make_env(config)
-                row["dropped"], row["obs"] = True, runner.reset()
-            row["running"] = runner.episode_index
-    return rows, crashes
-
-
-def _fill(row: Any, transition: Transition) -> None:
-    *values, episode = transition
-    names = ("next_obs", "obs", "reward", "cost", "terminated", "truncated")
-    for name, value in zip(names, values, strict=True):
-        row[name] = value
-    if episode is not None:
-        row["ended"] = True
-        row["episode_index"] = episode.episode_index
-        row["seed"] = episode.seed
-        row["episode_return"] = episode.return_
-        row["episode_cost"] = episode.cost
-        row["length"] = episode.length
 
 
 def _failure(error: Exception) -> bytes:

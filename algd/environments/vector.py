@@ -1,4 +1,4 @@
-"""Several environments stepped as one, in this process, in threads or in worker processes.
+"""Several environments stepped as one, in this process or in worker processes.
 
 In: actions (N, A) in [-1, 1]. Out: `StepResult`, whose `next_obs` are the true successors and whose
 `obs` are what to act on next: an ended episode is followed by the next one within the same step.
@@ -6,19 +6,18 @@ Episodes are seeded by `episode_seed`, and the running ones can be saved and bro
 by replaying their actions. All kinds produce the same bits.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from algd.environments.episodes import EpisodeRecord, EpisodeRunner, EpisodeSnapshot, Transition
-from algd.environments.make import EnvConfig, make_env
-from algd.errors import CheckpointError, ConfigError, EnvironmentFault
+from algd.environments.block import EnvBlock, Float32Array, Rows, transition_dtype
+from algd.environments.episodes import EpisodeRecord, EpisodeSnapshot
+from algd.environments.make import EnvConfig
+from algd.errors import CheckpointError, ConfigError
 
-Float32Array = NDArray[np.float32]
 BoolArray = NDArray[np.bool_]
 SNAPSHOT_FORMAT = 1
 
@@ -106,10 +105,6 @@ def make_vector_env(config: EnvConfig, *, seed: int) -> VectorCostEnv:
         raise ConfigError(f"the seed must be >= 0, got {seed}")
     if config.vector == "sync":
         return SyncVectorEnv(config, seed=seed)
-    if config.vector == "thread":
-        from algd.environments.thread_vector import ThreadVectorEnv
-
-        return ThreadVectorEnv(config, seed=seed)
     from algd.environments.subprocess_vector import SubprocessVectorEnv
 
     return SubprocessVectorEnv(config, seed=seed)
@@ -122,49 +117,34 @@ class SyncVectorEnv:
         self.num_envs = config.num_envs
         self._config = config
         self._seed = seed
-        self._runners: list[EpisodeRunner] = []
-        for index in range(config.num_envs):
-            self._runners.append(EpisodeRunner(make_env(config), seed=seed, env_index=index))
-        env = self._runners[0].env
-        self.obs_dim = env.obs_dim
-        self.action_dim = env.action_dim
-        self.max_episode_steps = env.max_episode_steps
+        indices = range(config.num_envs)
+        self._block = EnvBlock(config, seed, indices, [-1 for _ in indices], survives=False)
+        self.obs_dim, self.action_dim, self.max_episode_steps = self._block.sizes
+        self._rows = Rows(np.zeros(config.num_envs, transition_dtype(self.obs_dim)))
 
     def reset(self) -> Float32Array:
         """Start the next episode of each environment; return the observations (N, O)."""
-        observations: list[Float32Array] = []
-        for index, runner in enumerate(self._runners):
-            with locating(index, self.num_envs):
-                observations.append(runner.reset())
-        return np.stack(observations)
+        return self._block.reset()
 
     def step(self, actions: Float32Array) -> StepResult:
         """Step each environment with its row of `actions` (N, A)."""
         check_actions(actions, self.num_envs, self.action_dim)
-        transitions: list[Transition] = []
-        for index, (runner, action) in enumerate(zip(self._runners, actions, strict=True)):
-            with locating(index, self.num_envs):
-                transitions.append(runner.step(action))
-        return stack_transitions(transitions)
+        self._block.step(actions, self._rows)
+        return step_result(self._rows)
 
     def snapshot(self) -> dict[str, Any]:
         """Return the running episodes (see `VectorCostEnv.snapshot`)."""
-        return pack_snapshot(self._config, self._seed, [r.snapshot() for r in self._runners])
+        return pack_snapshot(self._config, self._seed, self._block.snapshot())
 
     def restore(self, snapshot: dict[str, Any]) -> tuple[Float32Array, list[int]]:
         """Bring the episodes of `snapshot` back (see `VectorCostEnv.restore`)."""
-        saved = unpack_snapshot(self._config, self._seed, snapshot)
-        restored: list[tuple[Float32Array, bool]] = []
-        for index, (runner, one) in enumerate(zip(self._runners, saved, strict=True)):
-            with locating(index, self.num_envs):
-                restored.append(runner.restore(one))
+        restored = self._block.restore(unpack_snapshot(self._config, self._seed, snapshot))
         dropped = [index for index, (_, exact) in enumerate(restored) if not exact]
         return np.stack([obs for obs, _ in restored]), dropped
 
     def close(self) -> None:
         """Close every environment; a second call does nothing."""
-        for runner in self._runners:
-            runner.env.close()
+        self._block.close()
 
     def __enter__(self) -> Self:
         return self
@@ -178,31 +158,23 @@ class SyncVectorEnv:
         self.close()
 
 
-@contextmanager
-def locating(index: int, num_envs: int) -> Iterator[None]:
-    """Add to a fault which of the environments it came from."""
-    try:
-        yield
-    except EnvironmentFault as fault:
-        raise EnvironmentFault(f"environment {index} of {num_envs}: {fault}") from fault
-
-
 def check_actions(actions: Float32Array, num_envs: int, action_dim: int) -> None:
     """Refuse actions of a wrong shape with a ValueError."""
     if actions.shape != (num_envs, action_dim):
         raise ValueError(f"actions must have shape {(num_envs, action_dim)}, got {actions.shape}")
 
 
-def stack_transitions(transitions: Sequence[Transition]) -> StepResult:
-    """Stack one transition per environment."""
+def step_result(rows: Rows) -> StepResult:
+    """Copy the rows of all environments; the next step writes over them."""
     return StepResult(
-        next_obs=np.array([t.next_obs for t in transitions]),
-        obs=np.array([t.obs for t in transitions]),
-        reward=np.array([t.reward for t in transitions], np.float32),
-        cost=np.array([t.cost for t in transitions], np.float32),
-        terminated=np.array([t.terminated for t in transitions], np.bool_),
-        truncated=np.array([t.truncated for t in transitions], np.bool_),
-        episodes=[t.episode for t in transitions if t.episode is not None],
+        next_obs=rows.next_obs.copy(),
+        obs=rows.obs.copy(),
+        reward=rows.reward.copy(),
+        cost=rows.cost.copy(),
+        terminated=rows.terminated.copy(),
+        truncated=rows.truncated.copy(),
+        episodes=rows.episodes(),
+        dropped=rows.lost(),
     )
 
 

@@ -202,11 +202,11 @@ def measure_vectors(env_id: str, num_envs: int, steps: int, rounds: int) -> dict
     time, of this process with its threads, says what the threads cost on top of the same work.
     """
     envs = {"one": make_vector_env(EnvConfig(id=env_id), seed=0)}
-    for kind in ("sync", "thread", "subprocess"):
+    for kind in ("sync", "subprocess", "parallel"):
         config = EnvConfig(id=env_id, num_envs=num_envs, vector=kind)
         envs[kind] = make_vector_env(config, seed=0)
     rates: dict[str, list[float]] = {name: [] for name in envs}
-    costs: dict[str, list[float]] = {name: [] for name in envs if name != "subprocess"}
+    costs: dict[str, list[float]] = {name: [] for name in envs if name in ("one", "sync")}
     generator = np.random.default_rng(0)
     for env in envs.values():
         env.reset()

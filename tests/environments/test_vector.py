@@ -19,7 +19,7 @@ from algd.environments.vector import make_vector_env
 from algd.errors import CheckpointError, ConfigError, EnvironmentFault
 
 COUNTING = "environments.faulty_envs:Counting-v0"
-KINDS = ("sync", "subprocess", "thread")
+KINDS = ("sync", "subprocess", "parallel")
 RESUMABLE = (
     EnvConfig(id="SafetyPointGoal1-v0", num_envs=2),
     EnvConfig(id="SafetyHopperVelocity-v1", num_envs=3),
