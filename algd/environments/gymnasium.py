@@ -113,7 +113,7 @@ class CostEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
             raise ValueError(
                 f"{self.id}: an action has shape {self._center.shape}, got {action.shape}"
             )
-        if not np.isfinite(action).all():
+        if not _all_finite(action):
             raise self._fault(f"the agent's action is {action.tolist()}")
         scaled = self._center + self._half_range * action
         scaled = np.minimum(np.maximum(scaled, self._low), self._high)  # half of clip's time
@@ -170,9 +170,8 @@ class CostEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
                 f"the observation has shape {observation.shape}, "
                 f"announced was {self.observation_space.shape}"
             )
-        finite = np.isfinite(observation)
-        if not finite.all():
-            index = int(np.argmin(finite))
+        if not _all_finite(observation):
+            index = int(np.argmin(np.isfinite(observation)))
             raise self._fault(f"the observation is {observation[index]} at index {index}")
         return observation
 
@@ -195,6 +194,10 @@ class CostEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
         text = " ".join(str(error).split())
         fault = self._fault(f"{call} raised {type(error).__name__}: {text}{where}")
         return EnvironmentCrash(str(fault)) if call in ("reset", "step") else fault
+
+
+def _all_finite(values: NDArray[Any]) -> bool:
+    return b"\0" not in np.isfinite(values).tobytes()  # half the time of `all`
 
 
 def _close_if_alive(reference: "weakref.ref[CostEnv]") -> None:

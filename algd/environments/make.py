@@ -42,8 +42,8 @@ class EnvConfig:
     survived; `parallel`, the fastest, likewise, but this process steps one core's share itself.
     Same numbers."""
     fast: bool = True
-    """Step Safety-Gymnasium's navigation tasks through `algd.environments.fast`, which gives the
-    package's numbers; `false` steps the untouched package."""
+    """Step Safety-Gymnasium's tasks through `algd.environments.fast`, which gives the package's
+    numbers; `false` steps the untouched package."""
     kwargs: dict[str, Any] = field(default_factory=dict)
     """Arguments of the environment's constructor."""
     cost_fn: str | None = None

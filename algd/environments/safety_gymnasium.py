@@ -18,9 +18,9 @@ from algd.environments.safety_package import (
     VELOCITY_AGENTS,
     VELOCITY_VERSIONS,
     load,
-    mujoco_warnings_logged,
     untextured_world_class,
 )
+from algd.environments.velocity import VelocityEnv
 from algd.errors import EnvironmentFault
 
 AGENTS = ("Point", "Car", "Racecar", "Doggo", "Ant")
@@ -221,51 +221,6 @@ def _make_navigation(
     return NavigationEnv(task, steps, render_mode, fast=fast, **kwargs)
 
 
-class VelocityEnv(gymnasium.Env[NDArray[np.float64], NDArray[np.floating[Any]]]):
-    """A velocity task with the five-value step of gymnasium, `info["cost"]` and its time limit."""
-
-    def __init__(
-        self, task: SafetyTask, max_episode_steps: int, render_mode: str | None, **kwargs: Any
-    ) -> None:
-        with mujoco_warnings_logged():
-            self._inner = load().velocity[task.agent, str(task.velocity_version)](
-                render_mode=render_mode, **kwargs
-            )
-        self._max_episode_steps = max_episode_steps
-        self._steps = 0
-        self.action_space = self._inner.action_space
-        self.observation_space = self._inner.observation_space
-        self.metadata = self._inner.metadata
-        self.render_mode = render_mode
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[NDArray[np.float64], dict[str, Any]]:
-        """Start the episode of `seed`."""
-        self._steps = 0
-        return self._inner.reset(seed=seed, options=options)
-
-    def step(
-        self, action: NDArray[np.floating[Any]]
-    ) -> tuple[NDArray[np.float64], float, bool, bool, dict[str, Any]]:
-        """Apply `action`, in the task's own units."""
-        values: Any = self._inner.step(action)
-        observation, reward, cost, terminated, truncated, info = values
-        self._steps += 1
-        info["cost"] = cost
-        truncated = truncated or self._steps >= self._max_episode_steps
-        return observation, reward, terminated, truncated, info
-
-    def render(self) -> NDArray[np.uint8]:
-        """Return an RGB frame; the camera follows the robot."""
-        frame: Any = self._inner.render()
-        return frame
-
-    def close(self) -> None:
-        """Free the OpenGL contexts."""
-        self._inner.close()
-
-
 def make_safety_env(
     env_id: str,
     *,
@@ -279,10 +234,10 @@ def make_safety_env(
     `kwargs` go to the velocity task's constructor (`{"ctrl_cost_weight": 0.0}`), or into what the
     package lets one configure of a navigation task (`{"sim_conf.frameskip_binom_n": 5}`, the
     physics steps per step; also placements_conf, render_conf, floor_conf).
-    `max_episode_steps` replaces the task's own limit. `fast` steps a navigation task through
+    `max_episode_steps` replaces the task's own limit. `fast` steps a task through
     `algd.environments.fast`, which gives the package's numbers; otherwise through the package.
-    Arguments that change what an observation is (observe_vision, observation_flatten, debug) always
-    take the package, and velocity tasks are the package's either way.
+    Arguments that change what a navigation task's observation is (observe_vision,
+    observation_flatten, debug) always take the package.
 
     Raises:
         EnvironmentFault: the package is missing, `kwargs` do not fit, or nothing here can render.
@@ -294,7 +249,8 @@ def make_safety_env(
     kwargs = kwargs or {}
     try:
         if task.velocity_version is not None:
-            return VelocityEnv(task, steps, render_mode, **kwargs), steps
+            agent, version = task.agent, task.velocity_version
+            return VelocityEnv(agent, version, steps, render_mode, fast=fast, **kwargs), steps
         fast = fast and not _SLOW_ARGUMENTS.intersection(kwargs)
         return NavigationEnv(task, steps, render_mode, fast=fast, **kwargs), steps
     except (TypeError, AssertionError) as error:

@@ -107,7 +107,7 @@ def test_constructor_arguments_reach_the_task():
         ({"num_envs": 0}, r"env\.num_envs must be >= 1, got 0"),
         (
             {"vector": "threads"},
-            r"env\.vector must be one of \('sync', 'subprocess', 'thread'\), got threads",
+            r"env\.vector must be one of \('sync', 'subprocess', 'parallel'\), got threads",
         ),
         ({"max_episode_steps": 0}, r"env\.max_episode_steps must be >= 1, got 0"),
         ({"cost_fn": "just_a_name"}, r'env\.cost_fn must read "module:function"'),
