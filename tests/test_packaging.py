@@ -12,6 +12,7 @@ import tomllib
 import zipfile
 from pathlib import Path
 
+import licences
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -137,24 +138,60 @@ def test_training_works_without_the_optional_packages(tmp_path: Path) -> None:
 # The lock
 
 
-def pins() -> dict[str, str]:
-    lines = (ROOT / "requirements.lock").read_text().splitlines()
-    requirements = [Requirement(line) for line in lines if line and not line.startswith("#")]
-    found = {}
-    for requirement in requirements:
+HASH = re.compile(r"--hash=sha256:([0-9a-f]{64})")
+
+
+def locked(text: str) -> dict[str, tuple[str, set[str]]]:
+    """Return version and hashes of each package of a lock."""
+    found: dict[str, tuple[str, set[str]]] = {}
+    for entry in re.sub(r"^#.*\n", "", text, flags=re.MULTILINE).replace("\\\n", "").splitlines():
+        requirement = Requirement(entry.partition(" --hash")[0])
         (specifier,) = requirement.specifier
         assert specifier.operator == "==", f"{requirement} is not a pin"
         assert requirement.url is None
-        found[canonicalize_name(requirement.name)] = specifier.version
-    assert len(found) == len(requirements)
+        name = canonicalize_name(requirement.name)
+        assert name not in found
+        found[name] = (specifier.version, set(HASH.findall(entry)))
+        assert entry.count("--") == len(found[name][1]), f"{name} has an option, or a hash twice"
     return found
 
 
+def lock() -> str:
+    return (ROOT / "requirements.lock").read_text()
+
+
+def cuda_lock() -> str:
+    """Return the lines that only the CUDA build of torch needs."""
+    return "".join(re.findall(r"^#cuda (.*\n)", lock(), re.MULTILINE))
+
+
+def pins() -> dict[str, str]:
+    return {name: version for name, (version, _) in locked(lock()).items()}
+
+
 def test_the_lock_names_no_index_and_no_host() -> None:
-    text = (ROOT / "requirements.lock").read_text()
+    text = lock()
     assert "://" not in text
-    assert not re.search(r"^\s*-", text, re.MULTILINE)  # an option such as --index-url
+    assert not re.search(r"^\s*-(?!-hash=)", text, re.MULTILINE)  # an option such as --index-url
     assert not re.search(r"\b[\w-]+\.(org|com|io|net)\b", text)
+
+
+def test_every_pin_has_a_hash() -> None:
+    found = locked(lock()) | locked(cuda_lock())
+    assert len(found) > 150
+    assert not [name for name, (_, hashes) in found.items() if not hashes]
+
+
+def test_the_lock_knows_the_cpu_builds_of_the_torch_that_it_pins() -> None:
+    """Those are on PyTorch's own index; `make lock` takes their hashes from the lock's head."""
+    version, hashes = locked(lock())["torch"]
+    builds = re.findall(r"^# torch (\S+) (\S+) (\S+) ([0-9a-f]{64})$", lock(), re.MULTILINE)
+    assert {build[:3] for build in builds} == {
+        (version, python, machine)
+        for python in ("cp311", "cp312", "cp313")
+        for machine in ("x86_64", "aarch64")
+    }
+    assert {build[3] for build in builds} < hashes  # PyPI's builds, too
 
 
 def test_the_lock_pins_every_dependency_within_its_range() -> None:
@@ -168,15 +205,27 @@ def test_the_lock_pins_every_dependency_within_its_range() -> None:
         assert requirement.specifier.contains(version, prereleases=True), requirement
 
 
-def test_the_lock_holds_for_the_cpu_build_of_torch() -> None:
-    assert not [name for name in pins() if name.startswith(("nvidia-", "cuda-", "triton"))]
+def test_the_lock_holds_for_the_cpu_build_of_torch_and_keeps_what_cuda_needs_apart() -> None:
+    cuda = ("nvidia-", "cuda-", "triton")
+    assert not [name for name in pins() if name.startswith(cuda)]
+    assert {"nvidia-cublas", "nvidia-cudnn-cu13", "triton"} < locked(cuda_lock()).keys()
+    assert all(name.startswith(cuda) for name in locked(cuda_lock()))
+
+
+def test_every_pinned_package_is_permissively_licensed_or_a_stated_exception(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert licences.main() == 0, capsys.readouterr().out
+    assert len(licences.licences()) > 100
+    assert not licences.is_permissive("GPL-3.0-only")
+    assert not licences.is_permissive("MIT AND GPL-3.0-only")
+    assert licences.is_permissive("GPL-3.0-only OR MIT")
 
 
 def test_safety_gymnasium_has_one_version_everywhere() -> None:
     pin = f"safety-gymnasium=={safety_package.VERSION}"
     assert project()["dependency-groups"]["safety"] == [pin]
-    assert f"SAFETY_GYMNASIUM := {pin}\n" in (ROOT / "Makefile").read_text()
-    assert "safety-gymnasium" not in pins()  # its own pins would make the lock impossible
+    assert pins()["safety-gymnasium"] == safety_package.VERSION
 
 
 def test_the_project_resolves_with_uv(tmp_path: Path) -> None:
@@ -239,8 +288,11 @@ case "$*" in
 esac
 echo "$*" >> "$LOG"
 case "$*" in
-"-m venv"*) rm -rf .venv; mkdir -p .venv/bin; cp "$0" .venv/bin/python;;
-*--no-deps*safety*) exit ${PIP_FAILS:-0};;
+"-m venv"*)
+  info=.venv/lib/python3/site-packages/torch-2.dist-info
+  rm -rf .venv; mkdir -p .venv/bin $info; cp "$0" .venv/bin/python
+  echo "Requires-Dist: ${TORCH_NEEDS:-filelock}" > $info/METADATA;;
+*--no-deps*--editable*) exit ${PIP_FAILS:-0};;
 esac
 """
 
@@ -278,7 +330,7 @@ def checkout(tmp_path: Path) -> Checkout:
 
 
 def test_a_second_make_does_not_install_again(checkout: Checkout) -> None:
-    assert checkout.build() == (0, ["venv", "pip", "pip", "pip"])
+    assert checkout.build() == (0, ["venv", "pip", "pip"])
     assert checkout.build() == (0, [])
     (checkout.directory / "requirements.lock").touch()
     (checkout.directory / "pyproject.toml").touch()
@@ -290,7 +342,7 @@ def test_a_changed_pin_updates_the_environment_in_place(checkout: Checkout, name
     checkout.build()
     with (checkout.directory / name).open("a") as file:
         file.write("# changed\n")
-    assert checkout.build() == (0, ["pip", "pip", "pip"])
+    assert checkout.build() == (0, ["pip", "pip"])
     assert checkout.build() == (0, [])
     assert len(list((checkout.directory / ".venv").glob(".built-*"))) == 1
 
@@ -299,11 +351,19 @@ def test_an_interrupted_build_starts_again_from_nothing(checkout: Checkout) -> N
     code, commands = checkout.build(PIP_FAILS="1")
     assert code != 0
     assert commands == ["venv", "pip", "pip"]
-    assert checkout.build() == (0, ["venv", "pip", "pip", "pip"])
+    assert checkout.build() == (0, ["venv", "pip", "pip"])
     with (checkout.directory / "requirements.lock").open("a") as file:
         file.write("# changed\n")
     assert checkout.build(PIP_FAILS="1")[0] != 0
-    assert checkout.build() == (0, ["venv", "pip", "pip", "pip"])
+    assert checkout.build() == (0, ["venv", "pip", "pip"])
+
+
+def test_what_the_cuda_build_needs_is_installed_with_that_build_alone(checkout: Checkout) -> None:
+    code, commands = checkout.build(TORCH_NEEDS="nvidia-cublas==13.1")
+    assert (code, commands) == (0, ["venv", "pip", "pip", "pip"])
+    pips = [line for line in checkout.log.read_text().splitlines() if "pip install" in line]
+    assert all("--no-deps" in line for line in pips)
+    assert ["--require-hashes" in line for line in pips] == [True, True, False]  # the checkout
 
 
 def test_an_unusable_python_is_named_before_anything_is_built(checkout: Checkout) -> None:
