@@ -20,9 +20,10 @@ from algd.analysis.statistics import (
     UNKNOWN,
     Interval,
     bootstrap_interval,
-    mean,
+    mean_interval,
     probability_of_improvement,
     proportion_interval,
+    share_interval,
 )
 from algd.errors import UserError
 from algd.experiments.compare_groups import Group, drop_repeated
@@ -247,7 +248,6 @@ def _quantities(strata: Sequence[Sequence[RunSummary]], seed: int) -> dict[str, 
     safe_returns = [
         values[keep] for values, keep in zip(columns("final_return"), safe, strict=True)
     ]
-    share = {"statistic": mean, "seed": seed, "bounds": (0.0, 1.0)}
     amount = {"seed": seed, "bounds": (0.0, np.inf)}
     first_safe = float(np.median(np.concatenate(columns("first_safe_step"))))
     pooled = np.concatenate(safe)
@@ -256,9 +256,9 @@ def _quantities(strata: Sequence[Sequence[RunSummary]], seed: int) -> dict[str, 
         "cost": bootstrap_interval(columns("final_cost"), **amount),
         "normalised_cost": bootstrap_interval(defined("normalised_cost"), **amount),
         "p_safe": proportion_interval(int(pooled.sum()), len(pooled)),
-        "episodes_within": bootstrap_interval(defined("episodes_within_limit"), **share),
-        "return_given_safe": bootstrap_interval(safe_returns, statistic=mean, seed=seed),
-        "training_violations": bootstrap_interval(defined("training_violations"), **share),
+        "episodes_within": share_interval(defined("episodes_within_limit")),
+        "return_given_safe": mean_interval(safe_returns),
+        "training_violations": share_interval(defined("training_violations")),
         "excess_cost": bootstrap_interval(columns("excess_cost"), **amount),
         # Of a few runs, some of which never get there, order statistics give no 95 % interval.
         "first_safe_step": Interval(first_safe, np.nan, np.nan),
