@@ -273,6 +273,7 @@ def test_wandb_offline_records_everything_on_the_env_step_axis(
 
 KILLED_RUN = """
 import os, signal, sys
+import numpy as np
 from pathlib import Path
 from algd.training.tracking import Tracker, TrackingConfig
 tracker = Tracker(Path(sys.argv[1]), TrackingConfig(wandb="offline", progress=False), {},
@@ -281,6 +282,8 @@ for step in (10, 20, 30, 40):
     tracker.log(step, {"x": float(step)})
     if step in (20, 40):
         tracker.log(step, {"y": float(step)})
+        tracker.histogram("h", np.arange(step, dtype=np.float32), step)
+        tracker.image("pictures/p", np.full((4, 6, 3), step, np.uint8), step)
 if sys.argv[2] == "saved":
     tracker.close()  # W&B's file is complete
     import wandb
@@ -307,12 +310,26 @@ def test_a_killed_and_resumed_run_hands_every_row_to_wandb_once(
         tracker.log(step, {"x": float(step)})
         if step in (40, 50):
             tracker.log(step, {"y": float(step)})
+            tracker.histogram("h", np.arange(step, dtype=np.float32), step)
+            tracker.image("pictures/p", np.full((4, 6, 3), step, np.uint8), step)
     tracker.finish({})
-    rows = [(row["env_step"], "x" if "x" in row else "y") for row in wandb_rows(tmp_path)]
-    assert rows == [
+    found = wandb_rows(tmp_path)
+    # What the killed process still got to W&B comes first, the rest in the order of the steps.
+    numbers = [(row["env_step"], name) for row in found for name in ("x", "y") if name in row]
+    assert sorted(numbers) == [
         *[(10, "x"), (20, "x"), (20, "y"), (30, "x"), (40, "x"), (40, "y")],
         *[(50, "x"), (50, "y")],
     ]
+    assert numbers == sorted(numbers)
+    histograms = {row["env_step"]: row["h"] for row in found if "h" in row}
+    assert sum("h" in row for row in found) == len(histograms)
+    for step, histogram in histograms.items():
+        counts, edges = np.histogram(np.arange(step, dtype=np.float32), bins=64)
+        assert (histogram["values"], histogram["bins"]) == (counts.tolist(), edges.tolist())
+    pictures = {row["env_step"]: row["pictures/p"] for row in found if "pictures/p" in row}
+    assert sum("pictures/p" in row for row in found) == len(pictures)
+    assert len({picture["sha256"] for picture in pictures.values()}) == 3
+    assert list(histograms) == list(pictures) == [20, 40, 50]
     assert {run.run_id for run in wandb_records(tmp_path, "run")} == {first_id}
     assert [row["env_step"] for row in read(tmp_path / "metrics.csv")] == [
         *["10", "20", "20", "30", "40", "40", "50", "50"],
@@ -328,7 +345,7 @@ class BrokenWandb(SimpleNamespace):
             __spec__=importlib.machinery.ModuleSpec("wandb", None),
             Settings=dict,
             setup=lambda _: None,
-            Histogram=list,
+            Histogram=lambda np_histogram: np_histogram,
             Video=lambda path, **_: path,
             init=self._step("init", lambda **_: self),
             define_metric=self._step("define_metric", lambda *_, **__: None),

@@ -3,7 +3,8 @@
 In: metrics, episodes, videos and checkpoints, each with its env step. Out, in the run directory:
 ``metrics.csv`` (a function of config and seed alone, bit for bit), ``timing.csv`` (the names
 ``time/*``: all that depends on the clock), ``episodes.csv``, ``evaluations.csv`` (one row per
-episode of an evaluation), W&B's and TensorBoard's files.
+episode of an evaluation), histograms and pictures where W&B or TensorBoard show them, and their
+own files.
 Tracking only observes: no algorithm reads a value back from here.
 
 For an exact resume, rows of a step are logged before the checkpoint of that step is written: on
@@ -20,6 +21,7 @@ from typing import Any, ClassVar, Literal, Protocol
 import numpy as np
 
 from algd.training.csv_table import CsvTable
+from algd.training.media_journal import MediaJournal
 from algd.training.progress import Progress
 from algd.training.wandb_run import WandbRun, choose_mode
 
@@ -110,8 +112,10 @@ class Tracker:
         self._timing = table("timing.csv")
         self._episodes = table("episodes.csv")
         self._evaluations = table("evaluations.csv")
-        self._tables = (self._metrics, self._timing, self._episodes, self._evaluations)
-        self._newest_step = 0
+        histograms = table("histograms.csv")
+        self._media = MediaJournal(histograms, run_dir / "pictures", resume_step=resume_step)
+        self._tables = (self._metrics, self._timing, self._episodes, self._evaluations, histograms)
+        self._newest_step = max(resume_step or 0, 0)
         self._progress = Progress(total_steps, cost_limit=cost_limit, enabled=config.progress)
         self._times_to_send: dict[str, float] = {}
         self._multiplier: float | None = None
@@ -128,9 +132,7 @@ class Tracker:
                 run_id=uuid.uuid4().hex[:12] if run_id is None else run_id,
                 resumed=resume_step is not None,
             )
-            for row in self._metrics.rows():
-                values = {name: float(text) for name, text in row.items() if text}
-                self._wandb.log(int(values.pop("env_step")), values)
+            self._hand_over_again(self._wandb)
             if self._wandb.url is not None and config.progress:
                 self._progress.write(f"W&B: {self._wandb.url}")
 
@@ -178,6 +180,8 @@ class Tracker:
 
     def image(self, name: str, pixels: Any, env_step: int) -> None:
         """Record an RGB array (height, width, 3) of uint8 in W&B and TensorBoard."""
+        if self.shows_media:
+            self._media.picture(env_step, name, pixels)
         if self._wandb is not None:
             self._wandb.image(env_step, name, pixels)
         if self._events is not None:
@@ -187,10 +191,11 @@ class Tracker:
         """Record the distribution of finite values (array or tensor) in W&B and TensorBoard."""
         array = np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
         finite = array[np.isfinite(array)]
-        if finite.size == 0:
+        if finite.size == 0 or not self.shows_media:
             return
+        counted = self._media.histogram(env_step, name, finite)
         if self._wandb is not None:
-            self._wandb.histogram(env_step, name, finite)
+            self._wandb.histogram(env_step, name, counted)
         if self._events is not None:
             self._events.add_histogram(name, finite, env_step)
 
@@ -223,6 +228,8 @@ class Tracker:
         self._newest_checkpoint = (path, env_step)
         for table in self._tables:
             table.sync()
+        if self._events is not None:
+            self._events.flush()
 
     def flush(self) -> None:
         """Write rows that the disk refused before; CheckpointError if it still does."""
@@ -273,6 +280,16 @@ class Tracker:
         for table in self._tables:
             table.close()
         self._progress.close()
+
+    def _hand_over_again(self, wandb: WandbRun) -> None:
+        """Give W&B what earlier processes of this run recorded; it skips what it has."""
+        for row in self._metrics.rows():
+            values = {name: float(text) for name, text in row.items() if text}
+            wandb.log(int(values.pop("env_step")), values)
+        for env_step, name, counted in self._media.histograms():
+            wandb.histogram(env_step, name, counted)
+        for env_step, name, pixels in self._media.pictures():
+            wandb.image(env_step, name, pixels)
 
     def _send(self, env_step: int, exact: dict[str, float]) -> None:
         row = exact | self._times_to_send

@@ -1,13 +1,16 @@
 """Read back what an offline W&B run has on disk, without a server.
 
-In: a run directory. Out: the logged rows. W&B's own run file is a 7-byte header, then LevelDB log
-blocks of 32 KiB; a chunk is crc (4 bytes), length (2), kind (1: whole, 2: first, 3: middle, 4:
-last), and joined chunks are protobuf records. A killed process leaves a file without its end.
+In: a run directory. Out: the logged rows, once nobody writes any more. W&B's own run file is a
+7-byte header, then LevelDB log blocks of 32 KiB; a chunk is crc (4 bytes), length (2), kind (1:
+whole, 2: first, 3: middle, 4: last), and joined chunks are protobuf records. A killed process
+leaves a file without its end.
 """
 
 import json
 import struct
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +50,31 @@ def offline_records(run_dir: Path, kind: str) -> Iterator[Any]:
         for record in read_records(path):
             if record.WhichOneof("record_type") == kind:
                 yield getattr(record, kind)
+
+
+def wait_for_writers(run_dir: Path, seconds: float) -> bool:
+    """Wait until no process has a run file of W&B open; return False if one still has by then.
+
+    W&B writes from a process of its own, which outlives a killed run by a moment and still writes
+    what it had in hand. Where there is no /proc, nothing is known and nothing is waited for.
+    """
+    deadline = time.monotonic() + seconds
+    while _is_open({str(path.resolve()) for path in run_dir.glob("wandb/*run-*/run-*.wandb")}):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def _is_open(files: set[str]) -> bool:
+    """Say whether a process that we may look into has one of these files open."""
+    for directory in Path("/proc").glob("[0-9]*/fd") if files else ():
+        with suppress(OSError):  # ended meanwhile, or another user's
+            for entry in directory.iterdir():
+                with suppress(OSError):
+                    if str(entry.readlink()) in files:
+                        return True
+    return False
 
 
 def offline_rows(run_dir: Path) -> Iterator[dict[str, Any]]:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from algd.training.durable_files import replace_durably
-from algd.training.wandb_file import offline_rows
+from algd.training.wandb_file import offline_rows, wait_for_writers
 
 if TYPE_CHECKING:
     from algd.training.tracking import TrackingConfig
@@ -33,6 +33,7 @@ _log = logging.getLogger(__name__)
 _DEFAULT_SERVER = "https://api.wandb.ai"
 _INIT_SECONDS = 30.0  # an unreachable server costs this once, then the run is recorded offline
 _FINISH_SECONDS = 120.0  # a slow upload may delay the end of a run by this; the rest is on disk
+_WRITER_SECONDS = 10.0  # a killed run's W&B process is gone after less than one
 _TABLE_ROWS = 10_000  # what W&B shows of a table
 # What the runs table of a project shows of a metric besides its last value.
 _SUMMARIES = {
@@ -130,6 +131,8 @@ class WandbRun:
         with self._guard("start"):
             if resumed:
                 self.run_id = self._stored_id(run_id)
+                if not wait_for_writers(run_dir, _WRITER_SECONDS):
+                    _log.warning("W&B: another process still writes its rows of %s", run_dir)
                 self._present = _offline_row_keys(run_dir)
             self._run = self._start(mode, settings, resolved_config)
             if resumed and not self._run.offline:
@@ -153,14 +156,14 @@ class WandbRun:
         with self._guard("log"):
             self._run.log({"env_step": env_step, **values})
 
-    def histogram(self, env_step: int, name: str, values: Any) -> None:
-        """Hand over a histogram of finite values."""
+    def histogram(self, env_step: int, name: str, counted: tuple[Any, Any]) -> None:
+        """Hand over counts and edges of bins."""
         if self._run is None:
             return
         with self._guard("histogram"):
             import wandb
 
-            self.log(env_step, {name: wandb.Histogram(values)})
+            self.log(env_step, {name: wandb.Histogram(np_histogram=counted)})
 
     def video(self, env_step: int, path: Path) -> None:
         """Hand over an mp4 file."""

@@ -123,26 +123,26 @@ def final_state(run_dir: Path) -> dict[str, Any]:
         "rows": replay.total_added,
         "policy": store.load_policy("best_safe") if has_policy else None,
         "video": (run_dir / "videos" / "final.mp4").is_file(),
-        "wandb": [
-            # Names in order: rows handed over again come from the CSV file, in its order.
-            {n: _number(row[n]) for n in sorted(row) if n == "env_step" or _is_exact(n)}
-            for row in offline_rows(run_dir)
-            if "env_step" in row
-        ]
+        "wandb": sorted(map(_stable, filter(_has_step, offline_rows(run_dir))), key=str)
         if (run_dir / "wandb").is_dir()
         else [],
     }
 
 
-def _is_exact(name: str) -> bool:
-    """Say whether a metric of W&B is one of metrics.csv: no time, no system metric."""
-    return "/" in name and not name.startswith("time/")
+def _has_step(row: dict[str, Any]) -> bool:
+    """Say whether a row of W&B is the run's: no system metric, no summary."""
+    return "env_step" in row
 
 
-def _number(value: Any) -> Any:
-    """Return 2 and 2.0 as the same, and the entries of a file in order: W&B keeps neither."""
+def _stable(value: Any) -> Any:
+    """Return what a row of W&B says, without clocks and the names W&B draws for its files.
+
+    Names in order, and 2 for 2.0: W&B keeps neither.
+    """
     if isinstance(value, dict):
-        return dict(sorted(value.items()))
+        drawn = ("path", "artifact_path", "_latest_artifact_path")
+        names = [n for n in sorted(value) if not n.startswith("time/") and n not in drawn]
+        return {name: _stable(value[name]) for name in names}
     return float(value) if isinstance(value, int) else value
 
 
@@ -280,8 +280,10 @@ def kill_and_resume(
                 result.kills[phase] = result.kills.get(phase, 0) + 1
             result.unreadable += unreadable_checkpoints(run_dir)
         result.resumes += 1
-        if not same_bits(finish(run_dir, overrides, log).state, reference.state):
+        equal = same_bits(finish(run_dir, overrides, log).state, reference.state)
+        if not equal:
             result.unequal.append(f"{name} ({variant})")
+        print(f"{name} ({variant}): {'equal' if equal else 'NOT EQUAL'}", flush=True)
         result.runs += 1
     return result
 

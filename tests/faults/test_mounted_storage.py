@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from faults import mounts
 from faults.test_storage_faults import delete_at as do_at
-from faults.test_storage_faults import refuse  # noqa: F401 - a fixture
+from faults.test_storage_faults import refuse
 from faults.tiny_runs import run, saved_steps, training_stream
 from saved_runs import same_bits
 
@@ -28,7 +28,7 @@ class Disk:
     Args:
         directory: exists.
         real: it is a small file system of its own.
-        refuse: stands in for one that is not: ``test_storage_faults.refuse``.
+        injected: stands in for one that is not: ``test_storage_faults.refuse``.
     """
 
     def __init__(
@@ -36,17 +36,17 @@ class Disk:
         directory: Path,
         *,
         real: bool,
-        refuse: Callable[..., None],
+        injected: Callable[..., None],
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         self.directory, self.real = directory, real
-        self._refuse, self._monkeypatch = refuse, monkeypatch
+        self._injected, self._monkeypatch = refuse, monkeypatch
         self._resources = ExitStack()
 
     def full_between(self, first: int, last: int) -> None:
         """Take all space after env step ``first`` of the run and give it back after ``last``."""
         if not self.real:
-            self._refuse(errno.ENOSPC, first=first, last=last, rows=True)
+            self._injected(errno.ENOSPC, first=first, last=last, rows=True)
             return
         filler = self.directory / "neighbour.bin"
         do_at(first, self._monkeypatch, lambda _: mounts.fill(self.directory))
@@ -70,7 +70,7 @@ class Disk:
 @pytest.fixture
 def disk(
     tmp_path: Path,
-    refuse: Callable[..., None],  # noqa: F811
+    refuse: Callable[..., None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Disk]:
     """Return a disk of 16 MB, real where this process may mount one."""
@@ -81,7 +81,7 @@ def disk(
             resources.enter_context(mounts.small_disk(directory, "16m"))
         else:
             directory.mkdir()
-        disk = Disk(directory, real=real, refuse=refuse, monkeypatch=monkeypatch)
+        disk = Disk(directory, real=real, injected=refuse, monkeypatch=monkeypatch)
         resources.callback(disk.writable)
         yield disk
 
