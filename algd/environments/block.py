@@ -20,9 +20,8 @@ Float32Array = NDArray[np.float32]
 def transition_dtype(obs_dim: int) -> np.dtype[np.void]:
     """Return the record of one transition.
 
-    `running` is the index of the episode that runs on. Where `dropped` is set, the environment
-    crashed in this step and only `obs` and `running` count; the last five fields count where
-    `ended` is set.
+    Where `dropped` is set, the environment crashed in this step and only `obs` counts; the last
+    five fields count where the episode ended.
     """
     return np.dtype(
         [
@@ -33,8 +32,6 @@ def transition_dtype(obs_dim: int) -> np.dtype[np.void]:
             ("terminated", np.bool_),
             ("truncated", np.bool_),
             ("dropped", np.bool_),
-            ("ended", np.bool_),
-            ("running", np.int64),
             ("episode_index", np.int64),
             ("seed", np.int64),
             ("length", np.int64),
@@ -52,41 +49,42 @@ class Rows:
         self.next_obs, self.obs = records["next_obs"], records["obs"]
         self.reward, self.cost = records["reward"], records["cost"]
         self.terminated, self.truncated = records["terminated"], records["truncated"]
-        self.dropped, self.ended = records["dropped"], records["ended"]
-        self.running = records["running"]
+        self.dropped = records["dropped"]
 
-    def write(self, index: int, transition: Transition, running: int) -> None:
+    def write(self, index: int, transition: Transition) -> None:
         """Fill one record."""
         next_obs, obs, reward, cost, terminated, truncated, episode = transition
         self.next_obs[index], self.obs[index] = next_obs, obs
         self.reward[index], self.cost[index] = reward, cost
         self.terminated[index], self.truncated[index] = terminated, truncated
-        self.dropped[index], self.ended[index] = False, episode is not None
-        self.running[index] = running
+        self.dropped[index] = False
         if episode is not None:
             record = self.records[index]
             record["episode_index"], record["seed"] = episode.episode_index, episode.seed
             record["length"] = episode.length
             record["episode_return"], record["episode_cost"] = episode.return_, episode.cost
 
-    def drop(self, rows: slice, obs: Float32Array, running: NDArray[np.int64] | int) -> None:
+    def drop(self, rows: slice, obs: Float32Array) -> None:
         """Say of `rows` that their episodes were lost, and what to act on next."""
         self.records[rows] = np.zeros((), self.records.dtype)
-        self.obs[rows], self.running[rows] = obs, running
+        self.obs[rows] = obs
         self.dropped[rows] = True
+
+    def ended(self) -> list[int]:
+        """Return the rows whose episode ended in this step."""
+        # Lists of plain values, since on a few of them numpy's reductions take ten times as long.
+        ends = zip(self.terminated.tolist(), self.truncated.tolist(), strict=True)
+        return [index for index, end in enumerate(ends) if True in end]
 
     def lost(self) -> tuple[int, ...]:
         """Return the rows whose episode was lost in this step."""
-        dropped = self.dropped.tolist()
-        return tuple(np.flatnonzero(dropped).tolist()) if True in dropped else ()
+        return tuple(index for index, dropped in enumerate(self.dropped.tolist()) if dropped)
 
     def episodes(self) -> list[EpisodeRecord]:
         """Return the episodes that ended, by environment; the first row is environment 0's."""
-        if True not in self.ended.tolist():  # a third of the time of `any`
-            return []
         return [
             EpisodeRecord(
-                env_index=int(index),
+                env_index=index,
                 episode_index=int(self.records[index]["episode_index"]),
                 seed=int(self.records[index]["seed"]),
                 return_=float(self.records[index]["episode_return"]),
@@ -94,7 +92,7 @@ class Rows:
                 length=int(self.records[index]["length"]),
                 terminated=bool(self.terminated[index]),
             )
-            for index in np.flatnonzero(self.ended)
+            for index in self.ended()
         ]
 
 
@@ -147,13 +145,13 @@ class EnvBlock:
         crashes: list[str] = []
         for index, (runner, action) in enumerate(zip(self._runners, actions, strict=True)):
             try:
-                rows.write(index, runner.step(action), runner.episode_index)
+                rows.write(index, runner.step(action))
             except EnvironmentFault as fault:
                 where = self._located(runner, fault)
                 if not (self._survives and isinstance(fault, EnvironmentCrash)):
                     raise EnvironmentFault(where) from fault
                 crashes.append(where)
-                rows.drop(slice(index, index + 1), self._remade(runner), runner.episode_index)
+                rows.drop(slice(index, index + 1), self._remade(runner))
         return crashes
 
     def snapshot(self) -> list[EpisodeSnapshot]:

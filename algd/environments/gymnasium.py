@@ -57,8 +57,9 @@ class CostEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
         self.action_space = Box(-1.0, 1.0, shape, np.float32)
         low = self.original_action_space.low.astype(np.float64)
         high = self.original_action_space.high.astype(np.float64)
-        # Centre and half range map +-1 to the bounds and, in the box [-1, 1], change no bit.
+        # Centre and half range map +-1 to the bounds; in the box [-1, 1] there is nothing to map.
         self._center, self._half_range = (low + high) / 2, (high - low) / 2
+        self._rescales = bool((low != -1.0).any() or (high != 1.0).any())
         self._low, self._high = low, high
         self._env = env
         self._cost_fn = cost_fn
@@ -113,9 +114,9 @@ class CostEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
             raise ValueError(
                 f"{self.id}: an action has shape {self._center.shape}, got {action.shape}"
             )
-        if not _all_finite(action):
+        if not math.isfinite(sum(action.tolist())) and not _all_finite(action):
             raise self._fault(f"the agent's action is {action.tolist()}")
-        scaled = self._center + self._half_range * action
+        scaled = self._center + self._half_range * action if self._rescales else action
         scaled = np.minimum(np.maximum(scaled, self._low), self._high)  # half of clip's time
         scaled = scaled.astype(self.original_action_space.dtype, copy=False)
         try:

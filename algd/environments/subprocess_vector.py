@@ -42,7 +42,7 @@ from algd.environments.vector import (
 from algd.environments.waiting import Waiter
 from algd.errors import ConfigError, EnvironmentCrash, EnvironmentFault, UserError
 
-_JOIN_SECONDS = 5.0
+_JOIN_SECONDS = 2.0
 _log = logging.getLogger("algd")
 Part = TypeVar("Part")
 
@@ -84,8 +84,10 @@ class SubprocessVectorEnv:
         for worker in self._workers:
             worker.send(Command.RESET)
         observations = self._collect(self._observations_of, EnvBlock.reset)
-        self._running += 1
+        for worker in self._lost:
+            self._running[worker.rows] += 1
         self._lost.clear()
+        self._running += 1
         return np.concatenate(observations)
 
     def step(self, actions: Float32Array) -> StepResult:
@@ -98,8 +100,10 @@ class SubprocessVectorEnv:
                     worker.send(Command.STEP, actions[worker.rows].tobytes())
         self._collect(self._take_rows, lambda block: self._step_own(block, actions))
         self._lost.clear()
-        self._running = self._rows.running.copy()
-        return step_result(self._rows)
+        result = step_result(self._rows)
+        self._running[[e.env_index for e in result.episodes]] += 1
+        self._running[list(result.dropped)] += 1
+        return result
 
     def snapshot(self) -> dict[str, Any]:
         """Return the running episodes (see `VectorCostEnv.snapshot`)."""
@@ -126,7 +130,10 @@ class SubprocessVectorEnv:
     def close(self) -> None:
         """End every worker and close every environment; a second call does nothing."""
         for worker in self._workers:
-            worker.close()
+            worker.ask_to_end()
+        deadline = time.monotonic() + _JOIN_SECONDS
+        for worker in self._workers:
+            worker.end(deadline)
         self._workers.clear()
         if self._own is not None:
             self._own.close()
@@ -213,9 +220,7 @@ class SubprocessVectorEnv:
         self._workers[self._workers.index(worker)] = new
         new.receive()
         new.send(Command.RESET)
-        obs = self._observations_of(new)
-        self._running[worker.rows] += 1
-        self._rows.drop(worker.rows, obs, self._running[worker.rows])
+        self._rows.drop(worker.rows, self._observations_of(new))
         return new
 
     def _count(self, crash: str) -> None:
@@ -275,10 +280,12 @@ class _Worker:
         kinds = {Reply.CONFIG_ERROR: ConfigError, Reply.FAULT: EnvironmentFault}
         raise kinds.get(reply, RuntimeError)(payload.decode())
 
-    def close(self) -> None:
+    def ask_to_end(self) -> None:
         with suppress(OSError):  # it may have ended already
             self.connection.send_bytes(Command.CLOSE)
-        self._process.join(_JOIN_SECONDS)
+
+    def end(self, deadline: float) -> None:
+        self._process.join(max(deadline - time.monotonic(), 0.0))
         self.kill()
 
     def kill(self) -> None:
