@@ -1,13 +1,14 @@
-"""Measure the fast navigation tasks against the untouched package and against bare MuJoCo.
+"""Measure the fast tasks against the untouched package and against bare MuJoCo.
 
-    OMP_NUM_THREADS=1 python -m tests.benchmarks.environment_speed [--tasks ID ...] [--quick]
+    OMP_NUM_THREADS=1 python -m tests.benchmarks.environment_speed [--parts ...] [--quick]
 
-CPU time of one thread. Rounds alternate between fast, untouched and bare, all three with the same
-seed and actions; each figure is the median over rounds of a round's mean. Bare is `mj_step` with
-the same number of substeps on a copy of the fast task's state at the start of the round; where
-gremlins circle, they are moved once a step instead of once a substep, outside of the clock. The
-ablation undoes one gain at a time and leaves the others. Prints tables, and writes its parts into
-results/environment_speed.json beside this file.
+CPU time of one thread. Rounds alternate between the fast task, the same in all that a trainer steps
+(`trained`), the untouched task and bare MuJoCo, all with the same seed and actions; each figure is
+the median over rounds of a round's mean. Bare is `mj_step` with the same number of substeps on a
+copy of the fast task's state at the start of the round; where gremlins circle, they are moved once
+a step instead of once a substep, outside of the clock. The ablation undoes one gain at a time and
+leaves the others. What several environments do together is measured by `environment_vectors`.
+Prints tables, and writes its parts into results/environment_speed.json beside this file.
 """
 
 import argparse
@@ -29,6 +30,7 @@ from algd.environments.make import EnvConfig
 from algd.environments.safety_gymnasium import make_safety_env
 from algd.environments.safety_package import load, untextured_world_class
 from algd.environments.vector import make_vector_env
+from tests.benchmarks.environment_vectors import measure_vectors
 
 mujoco: Any = importlib.import_module("mujoco")  # its functions have no types
 
@@ -38,8 +40,13 @@ TASKS = (
     "SafetyCarButton1-v0",
     "SafetyPointCircle1-v0",
 )
+VELOCITY_TASKS = tuple(
+    f"Safety{robot}Velocity-v1"
+    for robot in ("HalfCheetah", "Hopper", "Walker2d", "Swimmer", "Ant", "Humanoid")
+)
+VECTOR_TASKS = ("SafetyPointGoal1-v0", "SafetyCarButton1-v0")
 ABLATED = ("SafetyPointGoal1-v0", "SafetyPointButton1-v0")
-PARTS = ("steps", "resets", "ablation", "vectors")
+PARTS = ("steps", "velocity", "resets", "ablation", "vectors")
 RESULTS = Path(__file__).with_name("results") / "environment_speed.json"
 SUBSTEPS = 10
 
@@ -52,7 +59,7 @@ def thread_us(work: Callable[[], Any]) -> float:
 
 
 def make(env_id: str, *, fast: bool = True) -> Any:
-    """Make a navigation task without the wrapper that all tasks share."""
+    """Make a task without the wrapper that all tasks share."""
     return make_safety_env(env_id, fast=fast)[0]
 
 
@@ -67,10 +74,36 @@ def play(env: Any, actions: Any) -> None:
         env.step(action)
 
 
-def bare_round(task: Any, actions: Any) -> float:
+class Trained:
+    """One environment as the trainer steps it: checked, recorded, in a vector of one."""
+
+    def __init__(self, env_id: str) -> None:
+        self._vector: Any = make_vector_env(EnvConfig(id=env_id), seed=0)
+        self._vector.reset()
+
+    def reset(self, *, seed: int) -> None:
+        """Start an episode, and put that of `seed` in its place."""
+        self._vector.reset()
+        self._vector._block._runners[0].env.reset(seed=seed)
+
+    def play(self, actions: Any) -> None:
+        for action in actions:
+            self._vector.step(action)
+
+    def normalized(self, actions: Any) -> Any:
+        """Return the policy's actions, (T, 1, A), for those in the task's units."""
+        env = self._vector._block._runners[0].env
+        return ((actions - env._center) / env._half_range).astype(np.float32)[:, None]
+
+
+def bare_round(env: Any, actions: Any) -> float:
     """Return microseconds per bare step from the task's present state; the task is not touched."""
+    if hasattr(env, "_builder"):
+        task, substeps = env._builder.task, SUBSTEPS
+        gremlins = next(iter(task._mocaps.values()), None)
+    else:
+        task, substeps, gremlins = env._inner, env._inner.frame_skip, None
     model, data = copy.copy(task.model), copy.copy(task.data)
-    gremlins = next(iter(task._mocaps.values()), None)
     total = 0.0
     for action in actions:
         data.ctrl[:] = action
@@ -78,20 +111,22 @@ def bare_round(task: Any, actions: Any) -> float:
             phase = data.time
             place = [np.sin(phase) * gremlins.travel, np.cos(phase) * gremlins.travel]
             data.mocap_pos[:] = [*place, gremlins.size]
-        total += thread_us(lambda: mujoco.mj_step(model, data, SUBSTEPS))
+        total += thread_us(lambda: mujoco.mj_step(model, data, substeps))
     return total / len(actions)
 
 
 def measure_steps(env_id: str, rounds: int, steps: int) -> dict[str, float]:
-    """Return median microseconds per step of the three."""
-    fast, slow = make(env_id), make(env_id, fast=False)
-    times: dict[str, list[float]] = {"fast": [], "untouched": [], "bare": []}
+    """Return median microseconds per step of the four."""
+    fast, slow, trained = make(env_id), make(env_id, fast=False), Trained(env_id)
+    times: dict[str, list[float]] = {"fast": [], "trained": [], "untouched": [], "bare": []}
     for index in range(rounds):
         actions = actions_of(fast, steps, index)
-        fast.reset(seed=index)
-        slow.reset(seed=index)
-        times["bare"].append(bare_round(fast._builder.task, actions))
+        normalized = trained.normalized(actions)
+        for env in (fast, slow, trained):
+            env.reset(seed=index)
+        times["bare"].append(bare_round(fast, actions))
         times["fast"].append(thread_us(lambda: play(fast, actions)) / steps)  # noqa: B023
+        times["trained"].append(thread_us(lambda: trained.play(normalized)) / steps)  # noqa: B023
         times["untouched"].append(thread_us(lambda: play(slow, actions)) / steps)  # noqa: B023
     return {name: statistics.median(values) for name, values in times.items()}
 
@@ -195,42 +230,6 @@ def ablate_resets(env_id: str, seeds: int) -> dict[str, float]:
     return {name: statistics.median(values[1:]) for name, values in times.items()}
 
 
-def measure_vectors(env_id: str, num_envs: int, steps: int, rounds: int) -> dict[str, Any]:
-    """Return by kind the environment steps per second of wall time and the CPU time of one.
-
-    Medians of alternating rounds. On a machine that others use the wall times say little; the CPU
-    time, of this process with its threads, says what the threads cost on top of the same work.
-    """
-    envs = {"one": make_vector_env(EnvConfig(id=env_id), seed=0)}
-    for kind in ("sync", "subprocess", "parallel"):
-        config = EnvConfig(id=env_id, num_envs=num_envs, vector=kind)
-        envs[kind] = make_vector_env(config, seed=0)
-    rates: dict[str, list[float]] = {name: [] for name in envs}
-    costs: dict[str, list[float]] = {name: [] for name in envs if name in ("one", "sync")}
-    generator = np.random.default_rng(0)
-    for env in envs.values():
-        env.reset()
-    for _ in range(rounds):
-        for name, env in envs.items():
-            shape = (steps, env.num_envs, env.action_dim)
-            actions = generator.uniform(-1, 1, shape).astype(np.float32)
-            start, start_cpu = time.perf_counter(), time.process_time()
-            for action in actions:
-                env.step(action)
-            taken = steps * env.num_envs
-            rates[name].append(taken / (time.perf_counter() - start))
-            if name in costs:
-                costs[name].append((time.process_time() - start_cpu) / taken * 1e6)
-    for env in envs.values():
-        env.close()
-    return {
-        "num_envs": num_envs,
-        "load": os.getloadavg()[0],
-        "steps_per_second": {name: statistics.median(values) for name, values in rates.items()},
-        "cpu_us_per_step": {name: statistics.median(values) for name, values in costs.items()},
-    }
-
-
 def machine() -> dict[str, Any]:
     """Return what the figures depend on."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -246,9 +245,10 @@ def machine() -> dict[str, Any]:
 
 
 def report_steps(env_id: str, us: dict[str, float]) -> None:
-    rates = "  ".join(f"{name} {1e6 / value:7.0f}/s {value:7.1f} us" for name, value in us.items())
-    ratio, gain = us["fast"] / us["bare"], us["untouched"] / us["fast"]
-    print(f"{env_id:24s} {rates}   fast/bare {ratio:.2f}  untouched/fast {gain:.1f}", flush=True)
+    rates = "  ".join(f"{name} {1e6 / value:6.0f}/s {value:6.1f} us" for name, value in us.items())
+    bare, gain = us["bare"], us["untouched"] / us["fast"]
+    ratios = f"fast/bare {us['fast'] / bare:.2f}  trained/bare {us['trained'] / bare:.2f}"
+    print(f"{env_id:28s} {rates}  {ratios}  untouched/fast {gain:.1f}", flush=True)
 
 
 def summary(times: dict[str, list[float]]) -> dict[str, dict[str, float]]:
@@ -261,38 +261,41 @@ def summary(times: dict[str, list[float]]) -> dict[str, dict[str, float]]:
 
 def main() -> None:
     """Measure, print and store."""
-    parser = argparse.ArgumentParser(description="Measure the fast navigation tasks.")
+    parser = argparse.ArgumentParser(description="Measure the fast tasks.")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--tasks", nargs="+", default=list(TASKS))
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), help="navigation tasks")
     parser.add_argument("--quick", action="store_true", help="a few rounds; not stored")
     parser.add_argument("--envs", type=int, default=8, help="environments of the vector figures")
     arguments = parser.parse_args()
     scale = 5 if arguments.quick else 1
     result: dict[str, Any] = {part: {} for part in arguments.parts}
-    for env_id in arguments.tasks if "steps" in arguments.parts else ():
-        result["steps"][env_id] = measure_steps(env_id, rounds=15 // scale, steps=100)
-        report_steps(env_id, result["steps"][env_id])
-    for env_id in arguments.tasks if "resets" in arguments.parts else ():
+    for part, tasks in (("steps", arguments.tasks), ("velocity", VELOCITY_TASKS)):
+        for env_id in tasks if part in result else ():
+            result[part][env_id] = measure_steps(env_id, rounds=15 // scale, steps=100)
+            report_steps(env_id, result[part][env_id])
+    for env_id in arguments.tasks if "resets" in result else ():
         result["resets"][env_id] = summary(measure_resets(env_id, seeds=20 // scale))
         print(env_id, "reset ms", json.dumps(result["resets"][env_id]), flush=True)
-    if "ablation" in arguments.parts:
+    if "ablation" in result:
         for env_id in ABLATED:
             result["ablation"][env_id] = {
                 "us per step": ablate_steps(env_id, rounds=10 // scale, steps=100),
                 "ms per reset": ablate_resets(env_id, seeds=10 // scale),
             }
         print("ablation", json.dumps(result["ablation"], indent=2), flush=True)
-    if "vectors" in arguments.parts:
-        for env_id in ("SafetyPointGoal1-v0", "SafetyCarButton1-v0"):
-            result["vectors"][env_id] = measure_vectors(
-                env_id, arguments.envs, steps=100, rounds=10 // scale
-            )
-        print("vectors", json.dumps(result["vectors"], indent=2), flush=True)
+    for env_id in VECTOR_TASKS if "vectors" in result else ():
+        result["vectors"][env_id] = measure_vectors(env_id, arguments.envs, rounds=10 // scale)
+        print(env_id, "vectors", json.dumps(result["vectors"][env_id], indent=2), flush=True)
     if not arguments.quick:
-        stored = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-        stored |= {part: {"machine": machine(), **values} for part, values in result.items()}
-        RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(json.dumps(stored, indent=2) + "\n")
+        store(result)
+
+
+def store(result: dict[str, Any]) -> None:
+    """Put the measured parts, each with its machine, in place of the stored ones."""
+    stored = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    stored |= {part: {"machine": machine(), **values} for part, values in result.items()}
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(stored, indent=2) + "\n")
 
 
 if __name__ == "__main__":
