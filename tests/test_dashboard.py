@@ -336,6 +336,23 @@ def test_what_is_no_picture_or_lies_elsewhere_is_not_embedded(tmp_path: Path) ->
     assert media.videos == []
 
 
+def test_the_newest_of_wandbs_pictures_is_shown_under_its_name(tmp_path: Path) -> None:
+    run_dir = write_run(tmp_path / "run")
+    for process, step in (
+        ("20260102_101500-ab1", 9),
+        ("20260102_101500-ab1", 30),
+        ("20260103_0-ab", 7),
+    ):
+        name = f"offline-run-{process}/files/media/images/pictures/energy_{step}_{step:020x}.png"
+        path = run_dir / "wandb" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(png(step))
+    (path.parent / "multiplier_map_3_0123456789abcdef0123.png").write_bytes(png())
+    pictures = find_media(run_dir).pictures
+    assert [file.name for file in pictures] == ["pictures/energy", "pictures/multiplier_map"]
+    assert pictures[0].path.read_bytes() == png(7)  # of the process that began last
+
+
 def test_pictures_beyond_the_budget_are_linked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

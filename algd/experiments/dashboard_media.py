@@ -18,9 +18,12 @@ from algd.experiments.run_data import printable
 _KINDS = {".png": "image/png", ".mp4": "video/mp4"}
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _MP4_BRAND = b"ftyp"  # at byte 4
-# Not written for readers: W&B's copies of the same files, weights, replay rows.
+# Not written for readers: W&B's files (but for its pictures, below), weights, replay rows.
 _PASSED_OVER = ("wandb", "checkpoints", "replay", "replay_copy", "policies", "tensorboard")
 _DEEPEST = 3
+# What a trainer draws at its evaluations goes to W&B, which names it NAME_STEP_DIGEST.png.
+_WANDB_IMAGES = "wandb/*run-*/files/media/images"
+_WANDB_NAME = re.compile(r"(?P<name>.+)_(?P<step>\d+)_[0-9a-f]+\.png")
 _PICTURE_BUDGET = 6_000_000  # bytes embedded in one page; further pictures are linked
 _VIDEO_BUDGET = 60_000_000
 
@@ -56,7 +59,23 @@ def find_media(run_dir: Path) -> Media:
         else:
             series = re.sub(r"\d+", "#", file.name)
             newest[series] = max(newest.get(series, file), file, key=lambda one: _natural(one.name))
-    return Media(list(newest.values()), videos)
+    return Media([*newest.values(), *_wandb_pictures(run_dir, root)], videos)
+
+
+def _wandb_pictures(run_dir: Path, root: Path) -> list[MediaFile]:
+    """Return the newest picture of each name among W&B's files, by name."""
+    newest: dict[str, tuple[tuple[list[int], int], MediaFile]] = {}
+    for images in run_dir.glob(_WANDB_IMAGES):
+        started = _natural(images.relative_to(run_dir).parts[1])[:2]  # run-DATE_TIME-ID
+        for path in _files(images):
+            parts = _WANDB_NAME.fullmatch(str(path.relative_to(images)))
+            if parts is None or not _is_genuine(path, root, "image/png"):
+                continue
+            name = printable(parts["name"])
+            age = (started, int(parts["step"]))
+            if name not in newest or age > newest[name][0]:
+                newest[name] = age, MediaFile(path, name, "image/png")
+    return [file for _, (_, file) in sorted(newest.items())]
 
 
 class MediaSources:

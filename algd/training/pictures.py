@@ -111,7 +111,7 @@ def principal_plane(obs: Floats) -> Floats:
 
 
 def _draw_landscape(view: Landscape, title: str) -> Image:
-    figure = _new_figure(9.0, 3.2)
+    figure = _new_figure(9.0, 3.4)
     axes = figure.subplots(1, len(view.energy), squeeze=False)[0]
     for axis, energy, mode, price in zip(
         axes, view.energy, view.mode, view.multiplier, strict=True
@@ -130,8 +130,8 @@ def _draw_landscape(view: Landscape, title: str) -> Image:
         axis.set_ylabel("normalised action 1")
         figure.colorbar(shown, ax=axis, label="energy above its minimum (reward)")
     rest = view.mode.shape[1] - 2
-    held = f"; the other {rest} action entries as in the deterministic action" if rest > 0 else ""
-    figure.suptitle(f"{title}: energy, the deterministic action marked{held}", fontsize=10)
+    held = f"; the other {rest} action entries as there" if rest > 0 else ""
+    figure.suptitle(f"{title}\nenergy, the deterministic action marked{held}", fontsize=10)
     return _rendered(figure)
 
 
@@ -149,7 +149,7 @@ def _draw_multipliers(obs: Floats, prices: Floats, title: str) -> Image:
         axis.set_xlabel("first principal direction of normalised observations")
         axis.set_ylabel("second principal direction")
         figure.colorbar(points, ax=axis, label=_PRICE)
-    axis.set_title(f"{title}: multiplier of replayed states", fontsize=10)
+    axis.set_title(f"{title}\nmultiplier of replayed states", fontsize=10)
     return _rendered(figure)
 
 

@@ -79,8 +79,9 @@ function groupKeys() {
   return [...new Set(data.runs.map((run) => `${run.env}\n${run.group}`))];
 }
 
+// By group where an environment has several, else run by run.
 function colorOf(run) {
-  const several = groupKeys().length > 1;
+  const several = groupKeys().length > new Set(data.runs.map((one) => one.env)).size;
   const place = several ? groupKeys().indexOf(`${run.env}\n${run.group}`) : data.runs.indexOf(run);
   return COLORS[place % COLORS.length];
 }
@@ -221,7 +222,8 @@ function limitLines(vertical) {
   return limits.map((limit) => ({
     type: "line", [`${along}0`]: 0, [`${along}1`]: 1, [`${along}ref`]: "paper",
     [`${across}0`]: limit, [`${across}1`]: limit, line: { color: LIMIT_COLOR, dash: "dash", width: 2 },
-    label: { text: `limit ${limit}`, font: { color: LIMIT_COLOR, size: 10 }, textposition: "end" },
+    label: { text: `limit ${limit}`, font: { color: LIMIT_COLOR, size: 10 }, textposition: "end", xanchor: "right",
+      yanchor: vertical ? "top" : "bottom", textangle: 0 },
   }));
 }
 
@@ -305,8 +307,8 @@ function drawPlots() {
   const traces = state.mode === "runs" ? runTraces : groupTraces;
   const steps = "environment steps";
   const draw = (id, lines, shape) => plotly.react(id, lines, shape, { displaylogo: false, responsive: true });
-  draw("plot-return", traces("eval/return"), layout("evaluated return", steps, "eval/return", []));
-  draw("plot-cost", traces("eval/cost"), layout("evaluated cost", steps, "eval/cost", limitLines(false)));
+  draw("plot-return", traces("eval/return"), layout("evaluated return", steps, "return per episode", []));
+  draw("plot-cost", traces("eval/cost"), layout("evaluated cost", steps, "cost per episode", limitLines(false)));
   draw("plot-plane", planeTraces(), layout("last evaluation", "cost per episode", "return per episode", limitLines(true)));
   draw("plot-metric", traces(state.metric), layout(state.metric, steps, state.metric, []));
 }

@@ -31,7 +31,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "runs", nargs="*", type=Path, metavar="RUNS", help="run directories, or parents of some"
     )
-    parser.add_argument("--out", type=Path, metavar="FILE", help="default dashboard.html")
+    parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="default dashboard.html")
     parser.add_argument(
         "--videos",
         choices=("embed", "link", "none"),

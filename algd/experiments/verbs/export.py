@@ -13,7 +13,7 @@ def run(arguments: list[str]) -> int:
         "many episodes; with --onnx also graphs that run without torch.",
     )
     parser.add_argument("run_dir", type=Path, metavar="RUN_DIR")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="default: RUN_DIR/export")
+    parser.add_argument("-o", "--out", type=Path, metavar="DIR", help="default: RUN_DIR/export")
     parser.add_argument(
         "--policy",
         choices=("latest", "best_safe"),
