@@ -13,14 +13,10 @@ Workers start by "spawn", so a script that makes such an environment needs the u
 """
 
 import logging
-import multiprocessing
 import os
-import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from multiprocessing import resource_tracker
-from multiprocessing.process import BaseProcess
+from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -30,7 +26,7 @@ from numpy.typing import NDArray
 from algd.environments.block import EnvBlock, Rows, transition_dtype
 from algd.environments.episodes import EpisodeSnapshot
 from algd.environments.make import EnvConfig
-from algd.environments.subprocess_worker import Command, Reply, serve
+from algd.environments.subprocess_worker import Command
 from algd.environments.vector import (
     Float32Array,
     StepResult,
@@ -39,10 +35,9 @@ from algd.environments.vector import (
     step_result,
     unpack_snapshot,
 )
-from algd.environments.waiting import Waiter
-from algd.errors import ConfigError, EnvironmentCrash, EnvironmentFault, UserError
+from algd.environments.worker_process import JOIN_SECONDS, WorkerProcess, interrupts_held
+from algd.errors import EnvironmentCrash, EnvironmentFault, UserError
 
-_JOIN_SECONDS = 2.0
 _log = logging.getLogger("algd")
 Part = TypeVar("Part")
 
@@ -59,14 +54,14 @@ class SubprocessVectorEnv:
         ours = blocks.pop() if config.vector == "parallel" else []
         self._own_rows = slice(config.num_envs - len(ours), config.num_envs)
         self._own: EnvBlock | None = None
-        self._workers: list[_Worker] = []
-        self._lost: set[_Worker] = set()  # between two steps; the next one says so
+        self._workers: list[WorkerProcess] = []
+        self._lost: set[WorkerProcess] = set()  # between two steps; the next one says so
         self._crashes = 0
         self._running = np.full(config.num_envs, -1)  # of each environment the running episode
         try:
-            with _interrupts_held():
+            with interrupts_held():
                 for block in blocks:
-                    self._workers.append(_Worker(config, seed, block, self._running[block]))
+                    self._workers.append(WorkerProcess(config, seed, block, self._running[block]))
             if ours:  # made while the workers make theirs
                 last = [-1 for _ in ours]
                 self._own = EnvBlock(config, seed, ours, last, survives=config.max_restarts > 0)
@@ -131,7 +126,7 @@ class SubprocessVectorEnv:
         """End every worker and close every environment; a second call does nothing."""
         for worker in self._workers:
             worker.ask_to_end()
-        deadline = time.monotonic() + _JOIN_SECONDS
+        deadline = time.monotonic() + JOIN_SECONDS
         for worker in self._workers:
             worker.end(deadline)
         self._workers.clear()
@@ -150,7 +145,7 @@ class SubprocessVectorEnv:
         self.close()
 
     def _collect(
-        self, take: "Callable[[_Worker], Part]", own: Callable[[EnvBlock], Part]
+        self, take: Callable[[WorkerProcess], Part], own: Callable[[EnvBlock], Part]
     ) -> list[Part]:
         """Do this process's share, then take something of each worker.
 
@@ -159,14 +154,10 @@ class SubprocessVectorEnv:
         ours: list[Part] = []
         own_faults: list[Exception] = []
         if self._own is not None:
-            start = time.perf_counter()
             try:
                 ours.append(own(self._own))
             except Exception as fault:
                 own_faults.append(fault)
-            # The workers' shares are as large: they will soon be ready.
-            for worker in self._workers:
-                worker.awake = time.perf_counter() - start
         parts: list[Part] = []
         faults: list[Exception] = []
         for worker in list(self._workers):
@@ -178,7 +169,7 @@ class SubprocessVectorEnv:
             raise fault
         return parts + ours
 
-    def _observations_of(self, worker: "_Worker") -> Float32Array:
+    def _observations_of(self, worker: WorkerProcess) -> Float32Array:
         return np.frombuffer(worker.receive(), np.float32).reshape(worker.num_envs, -1)
 
     def _step_own(self, block: EnvBlock, actions: Float32Array) -> None:
@@ -186,7 +177,7 @@ class SubprocessVectorEnv:
         if crashes:
             self._count("; ".join(crashes))
 
-    def _take_rows(self, worker: "_Worker") -> None:
+    def _take_rows(self, worker: WorkerProcess) -> None:
         """Take over a worker's rows of this step; where it was lost, they say so already."""
         if worker in self._lost:
             return
@@ -201,7 +192,7 @@ class SubprocessVectorEnv:
         received = np.frombuffer(payload, np.uint8, bytes_of_rows.size)
         bytes_of_rows[...] = received.reshape(bytes_of_rows.shape)
 
-    def _snapshots_of(self, worker: "_Worker") -> list[EpisodeSnapshot]:
+    def _snapshots_of(self, worker: WorkerProcess) -> list[EpisodeSnapshot]:
         try:
             worker.receive()
         except EnvironmentCrash as crash:
@@ -211,12 +202,14 @@ class SubprocessVectorEnv:
             worker.receive()
         return worker.connection.recv()
 
-    def _replace(self, worker: "_Worker", crash: EnvironmentCrash) -> "_Worker":
+    def _replace(self, worker: WorkerProcess, crash: EnvironmentCrash) -> WorkerProcess:
         """Put a new worker in the place of a lost one; its rows of this step say so."""
         worker.kill()
         self._count(str(crash))
-        with _interrupts_held():
-            new = _Worker(self._config, self._seed, worker.indices, self._running[worker.rows])
+        with interrupts_held():
+            new = WorkerProcess(
+                self._config, self._seed, worker.indices, self._running[worker.rows]
+            )
         self._workers[self._workers.index(worker)] = new
         new.receive()
         new.send(Command.RESET)
@@ -235,91 +228,10 @@ class SubprocessVectorEnv:
         )
 
 
-class _Worker:
-    """The parent's side of one worker."""
-
-    def __init__(
-        self, config: EnvConfig, seed: int, indices: list[int], episodes: NDArray[np.int64]
-    ) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.indices = indices
-        self.num_envs = len(indices)
-        self.rows = slice(indices[0], indices[-1] + 1)
-        self._timeout = config.worker_timeout
-        self.connection, theirs = context.Pipe()
-        self._process: BaseProcess = context.Process(
-            target=serve, args=(theirs, config, seed, indices, episodes.tolist()), daemon=True
-        )
-        self._process.start()
-        theirs.close()
-        self._waiter = Waiter(self.connection)
-        self.awake = 0.0
-        """Seconds of the next wait for it to spend looking all the time."""
-        self._deadline = time.monotonic() + self._timeout
-
-    def send(self, command: Command, payload: bytes = b"") -> None:
-        self._deadline = time.monotonic() + self._timeout
-        try:
-            self.connection.send_bytes(command + payload)
-        except OSError as error:
-            raise self._death() from error
-
-    def receive(self) -> bytes:
-        try:
-            remaining = self._deadline - time.monotonic()
-            if not self._waiter.wait(awake=self.awake, timeout=remaining):
-                raise EnvironmentCrash(
-                    f"{self._name()} did not answer within {self._timeout:g} s (env.worker_timeout)"
-                )
-            message = self.connection.recv_bytes()
-        except (EOFError, OSError) as error:
-            raise self._death() from error
-        reply, payload = Reply(message[:1]), message[1:]
-        if reply is Reply.DONE:
-            return payload
-        kinds = {Reply.CONFIG_ERROR: ConfigError, Reply.FAULT: EnvironmentFault}
-        raise kinds.get(reply, RuntimeError)(payload.decode())
-
-    def ask_to_end(self) -> None:
-        with suppress(OSError):  # it may have ended already
-            self.connection.send_bytes(Command.CLOSE)
-
-    def end(self, deadline: float) -> None:
-        self._process.join(max(deadline - time.monotonic(), 0.0))
-        self.kill()
-
-    def kill(self) -> None:
-        if self._process.is_alive():
-            self._process.kill()
-            self._process.join()
-        self.connection.close()
-
-    def _death(self) -> EnvironmentCrash:
-        self._process.join(_JOIN_SECONDS)
-        return EnvironmentCrash(
-            f"{self._name()} ended with exit code {self._process.exitcode} "
-            "(a negative one is the signal that killed it)"
-        )
-
-    def _name(self) -> str:
-        return f"the worker of environments {self.rows.start} to {self.rows.stop - 1}"
-
-
-@contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Hold Ctrl-C back while workers start: they inherit the mask, so none dies half imported."""
-    resource_tracker.ensure_running()  # started later, by the first worker, it would lift the mask
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 def _sizes(block: EnvBlock) -> NDArray[np.int64]:
     return np.array(block.sizes, np.int64)
 
 
-def _restored_by(worker: _Worker) -> list[tuple[Float32Array, bool]]:
+def _restored_by(worker: WorkerProcess) -> list[tuple[Float32Array, bool]]:
     worker.receive()
     return worker.connection.recv()

@@ -6,7 +6,6 @@ are the parent's to handle; the worker ends when the parent's end of the pipe cl
 """
 
 import signal
-import time
 import traceback
 from enum import Enum
 from multiprocessing.connection import Connection
@@ -77,21 +76,16 @@ def serve(
 
 def _answer_all(connection: Connection, block: EnvBlock, num_envs: int) -> None:
     rows = Rows(np.zeros(num_envs, transition_dtype(block.sizes[0])))
-    waiter, awake = Waiter(connection), 0.0
+    waiter = Waiter(connection)
     while True:
-        waiter.wait(awake=awake)
+        waiter.wait()
         message = connection.recv_bytes()
         if message == Command.CLOSE:
             return
-        start = time.perf_counter()
         try:
             _answer(connection, block, rows, message)
         except Exception as error:
             connection.send_bytes(_failure(error))
-        # The next step is often soon asked for. Awake no longer than the last one took, a worker
-        # at most doubles what it costs.
-        stepped = message[:1] == Command.STEP
-        awake = time.perf_counter() - start if stepped else 0.0
 
 
 def _answer(connection: Connection, block: EnvBlock, rows: Rows, message: bytes) -> None:
