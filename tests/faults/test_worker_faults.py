@@ -36,7 +36,8 @@ def _one_worker_per_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def make(**kwargs: Any) -> SubprocessVectorEnv:
     options = {"num_envs": 2, "max_restarts": 2, **kwargs}
-    return SubprocessVectorEnv(EnvConfig(id=CRASHING, vector="subprocess", **options), seed=0)
+    options = {"vector": "subprocess", **options}
+    return SubprocessVectorEnv(EnvConfig(id=CRASHING, **options), seed=0)
 
 
 def steps(env: SubprocessVectorEnv, count: int) -> list[StepResult]:
@@ -68,6 +69,23 @@ def test_a_crash_drops_one_episode_and_the_next_one_starts(
     assert "\n" not in message
     assert re.search(HOW[how], message)
     assert "restarted (1 of at most 2)" in message
+
+
+@pytest.mark.parametrize(("how", "index"), [("exception", 1), ("exception", 0), ("killed", 0)])
+def test_in_parallel_exceptions_of_every_block_and_deaths_of_workers_are_survived(
+    how: str, index: int
+) -> None:
+    # Of two processes the worker has environment 0, this process environment 1.
+    with make(vector="parallel", kwargs={"how": how, "index": index}, worker_timeout=60.0) as env:
+        assert len(env._workers) == 1
+        env.reset()
+        results = steps(env, 14)
+    assert [(k, step.dropped) for k, step in enumerate(results) if step.dropped] == [(7, (index,))]
+    assert results[7].obs[1 - index, 0] == 3.0
+    mark = np.random.default_rng(episode_seed(0, index, 2)).random()
+    assert results[7].obs[index].tolist() == [0.0, np.float32(mark)]
+    ended = {(k, e.env_index, e.episode_index) for k, s in enumerate(results) for e in s.episodes}
+    assert ended == {(4, 0, 0), (4, 1, 0), (9, 1 - index, 1), (12, index, 2)}
 
 
 def test_crashes_beyond_the_allowed_number_are_one_fault() -> None:
