@@ -170,7 +170,7 @@ def test_a_grid_runs_once_and_ends_in_table_and_figures(
     assert len(files) == 2
     times = [path.stat().st_mtime_ns for path in files]
     assert (tmp_path / "table.md").read_text().count("| smallest Hessian eigenvalue") == 1
-    assert len(list(tmp_path.glob("two_*.png"))) == 3
+    assert len(list(tmp_path.glob("two_*.png"))) == 4
     assert any(line == "2 of 2 cells are finished already" for line in run())
     assert [path.stat().st_mtime_ns for path in files] == times
     measures = json.loads(files[0].read_text())["measures"]
@@ -191,6 +191,45 @@ def test_an_unfinished_run_is_resumed(tmp_path: Path) -> None:
     assert again.error == ""
     assert "cpu_seconds" not in again.measures
     assert {**first.measures, "cpu_seconds": 0.0} == {**again.measures, "cpu_seconds": 0.0}
+
+
+def test_a_corridor_is_held_against_the_safe_optimum(tmp_path: Path) -> None:
+    cells = plan_cells(
+        AXES["multiplier"],
+        [TASKS["corridor"]],
+        seeds=1,
+        directory=tmp_path,
+        preset="algd",
+        overrides=TINY,
+    )[:1]
+    (found,) = run_cells(cells, jobs=1, updates=1, say=lambda _: None)
+    assert found.error == ""
+    # The untrained policy knows nothing of the obstacle.
+    assert found.measures["mode_violations"] > 0.5
+    assert 0.0 < found.measures["mode_of_optimum"] < 1.3
+
+
+@pytest.mark.parametrize(("preset", "kind"), [("sac_alam", "gaussian"), ("algd", "diffusion")])
+def test_either_policy_goes_through_the_same_grid(preset: str, kind: str, tmp_path: Path) -> None:
+    (cell, *_) = plan_cells(
+        AXES["multiplier"], [TASKS["finite"]], seeds=1, directory=tmp_path, preset=preset
+    )
+    config = load_config([cell.preset], cell.overrides)
+    assert config.policy.kind == kind
+    assert config.train.total_steps == 512 + 8 * AXES["multiplier"].updates
+
+
+def test_longer_tasks_take_more_updates(tmp_path: Path) -> None:
+    axis = AXES["multiplier"]
+    steps = {
+        name: plan_cells(axis, [TASKS[name]], seeds=1, directory=tmp_path)[0].overrides
+        for name in ("bandit", "corridor")
+    }
+    updates = {
+        name: (found["train.total_steps"] - found["train.learning_starts"]) // 8
+        for name, found in steps.items()
+    }
+    assert updates == {"bandit": axis.updates, "corridor": TASKS["corridor"].length * axis.updates}
 
 
 def test_samplers_are_cells_without_a_run(tmp_path: Path) -> None:

@@ -50,11 +50,16 @@ class Axis:
 
 @dataclass(frozen=True)
 class Task:
-    """Where a cell is trained. sampler: of an exact energy, no environment. overrides: on top."""
+    """Where a cell is trained.
+
+    overrides: on top of the quick settings. sampler_dim: of an exact energy, without environment; 0
+    for environments. length: multiplies the updates of the axis.
+    """
 
     name: str
     overrides: Overrides = field(default_factory=dict)
     sampler_dim: int = 0
+    length: int = 1
 
 
 @dataclass(frozen=True)
@@ -75,22 +80,28 @@ _FINITE = {
     "critics.discount": 0.9,
     "critics.cost_discount": 0.0,
 }
-# Every collision costs at least 1: half a step of it per episode is as good as none.
+# Hard safety. Every collision costs at least 1, so an expected cost of 0.01 is one episode in a
+# hundred; that is far too small a unit for the penalty, hence raw costs. Episodes are finite and
+# observe their step: undiscounted critics pose the problem that the dynamic programme solves.
 _CORRIDOR = {
     "env.id": "AnalyticCorridor-v0",
-    "constraint.cost_limit": 0.5,
-    "critics.discount": 0.97,
-    "critics.cost_discount": 0.97,
+    "constraint.cost_limit": 0.01,
+    "constraint.unit": "raw",
+    "critics.discount": 1.0,
+    "critics.cost_discount": 1.0,
+    "train.learning_starts": 4_000,
 }
+# No critic has to keep up: the rate may be high, since it falls to 0 over the training.
+_SAMPLER: Overrides = {"policy.hidden": [128, 128], "policy.learning_rate": 2e-3}
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
         Task("bandit", {"env.id": "AnalyticBandit1-v0", "constraint.cost_limit": 0.5}),
         Task("islands", {"env.id": "AnalyticIslands1-v0", "constraint.cost_limit": 0.05}),
         Task("finite", _FINITE),
-        Task("corridor", _CORRIDOR),
-        Task("energy1", sampler_dim=1),
-        Task("energy2", sampler_dim=2),
+        Task("corridor", _CORRIDOR, length=3),
+        Task("energy1", _SAMPLER, sampler_dim=1, length=2),
+        Task("energy2", _SAMPLER, sampler_dim=2, length=2),
     )
 }
 
@@ -99,18 +110,21 @@ _QUICK: Overrides = {
     "env.num_envs": _ENVS_TOGETHER,
     "train.updates_per_step": 1.0 / _ENVS_TOGETHER,
     "train.learning_starts": 512,
-    "train.batch_size": 128,
+    "train.batch_size": 256,
     "train.log_interval": 50 * _ENVS_TOGETHER,
     "train.device": "cpu",
     "critics.hidden": [64, 64],
     "critics.num_cost_critics": 2,
     "critics.cost_pessimism": 0.0,  # pessimism would shift every multiplier from the exact one
-    "critics.learning_rate": 2e-3,
+    "critics.learning_rate": 1e-3,
     "critics.target_update_rate": 0.02,
     "policy.hidden": [64, 64],
-    "policy.learning_rate": 2e-3,
+    "policy.learning_rate": 1e-3,
 }
-_QUICK_MULTIPLIER: Overrides = {"multiplier.hidden": [64, 64], "multiplier.learning_rate": 2e-3}
+_QUICK_MULTIPLIER: Overrides = {"multiplier.hidden": [64, 64], "multiplier.learning_rate": 1e-3}
+# Low enough for the multiplier to be within some per cent of that of the hard problem. A denoising
+# policy keeps the rule of its preset.
+_QUICK_GAUSSIAN: Overrides = {"policy.entropy_coef": 0.02}
 _QUIET: Overrides = {
     "tracking.wandb": "disabled",
     "tracking.progress": False,
@@ -154,7 +168,7 @@ def plan_cells(
                 if variant.quick_only and task.name not in TASKS:
                     continue
                 place = directory / "cells" / _slug(task.name) / _slug(variant.name)
-                settings = _base(axis, task) | dict(overrides or {}) | variant.overrides
+                settings = _base(axis, task, chosen) | dict(overrides or {}) | variant.overrides
                 kind = settings.get("multiplier.kind", "statewise_alam")
                 if task.name in TASKS and kind.startswith("statewise"):
                     settings = _QUICK_MULTIPLIER | settings
@@ -171,13 +185,19 @@ def plan_cells(
     return cells
 
 
-def _base(axis: Axis, task: Task) -> Overrides:
+def _base(axis: Axis, task: Task, preset: str) -> Overrides:
     """Settings of a task: quick ones for those of seconds, the preset's own for any other."""
+    from algd.experiments.config import load_config
+
     if task.name not in TASKS:
         return {**_QUIET, **task.overrides}
-    steps = _QUICK["train.learning_starts"] + axis.updates * _ENVS_TOGETHER
-    base = {**_QUIET, **_QUICK, **task.overrides, "train.total_steps": steps}
-    return base | {"train.checkpoint_interval": steps, "evaluation.interval": steps}
+    base = {**_QUIET, **_QUICK}
+    if load_config([preset]).policy.kind == "gaussian":
+        base |= _QUICK_GAUSSIAN
+    base |= task.overrides
+    steps = base["train.learning_starts"] + axis.updates * task.length * _ENVS_TOGETHER
+    times = ("train.total_steps", "train.checkpoint_interval", "evaluation.interval")
+    return base | dict.fromkeys(times, steps)
 
 
 def _preset_of(axis: Axis, task: Task) -> str:

@@ -33,7 +33,7 @@ def _convexification() -> Axis:
         "convexification",
         "Does the augmented energy help, the multiplier's own rule unchanged?",
         "algd",
-        ("bandit", "islands", "finite", "corridor"),
+        ("bandit", "islands", "finite"),
         tuple(variants),
         "off",
         1_000,
@@ -45,7 +45,7 @@ def _rho() -> Axis:
         "rho",
         "Which penalty coefficient, in the energy and the dual target alike?",
         "algd",
-        ("bandit", "islands", "finite", "corridor"),
+        ("bandit", "islands", "finite"),
         tuple(
             Variant(f"rho {rho:g}", {"constraint.penalty_coef": rho}, position=float(place))
             for place, rho in enumerate(_RHOS)
@@ -113,12 +113,12 @@ def _multiplier() -> Axis:
     variants.append(Variant("statewise_alam", {"multiplier.kind": "statewise_alam"}))
     return Axis(
         "multiplier",
-        "Scalar against state-wise multiplier, dual ascent against the dual target (SAC policy)?",
+        "Scalar against state-wise multiplier, dual ascent against the dual target?",
         "sac_alam",
         ("bandit", "finite", "corridor"),
         tuple(variants),
         "scalar_dual",
-        3_000,
+        2_000,
     )
 
 
@@ -139,10 +139,10 @@ def _lag() -> Axis:
         "lag",
         "Dual ascent, or regression to a dual target of which lag (SAC policy)?",
         "sac_alam",
-        ("bandit", "finite", "corridor"),
+        ("bandit", "finite"),
         tuple(variants),
         "dual ascent",
-        3_000,
+        2_000,
     )
 
 
@@ -161,7 +161,7 @@ def _chain() -> Axis:
         "chain",
         "Score term alone, or the energy back-propagated through how many steps?",
         "algd",
-        ("bandit", "islands", "finite"),
+        ("bandit", "islands"),
         tuple(variants),
         "score only",
         1_000,

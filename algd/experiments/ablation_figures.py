@@ -25,8 +25,9 @@ from algd.experiments.lab_style import (
 _PANEL_HEIGHT = 1.5
 _SHOWN = {
     "conditioning and sampling": ("curvature", "convex", "tv_law", "tv_exact", "w1_exact"),
-    "multiplier and safety": ("multiplier_l1", "multiplier_tv", "cost_tv", "excess", "violations"),
-    "outcome": ("return", "training_violations", "infeasible", "auroc", "cpu_seconds"),
+    "multiplier": ("multiplier_l1", "multiplier_hard_l1", "slackness", "multiplier_tv", "auroc"),
+    "safety": ("excess", "violations", "training_violations", "infeasible", "cost_tv"),
+    "outcome": ("return", "of_optimum", "both_islands", "cpu_seconds"),
 }
 
 

@@ -10,12 +10,17 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from algd.analysis.agent_energy import AgentEnergy
+from algd.analysis.corridor_rollouts import CorridorEpisodes, drive, even_starts
+from algd.analysis.corridor_solution import solve_corridor
 from algd.analysis.density import boltzmann_density, box_grid
 from algd.analysis.oscillation import read_metrics, run_oscillation
 from algd.analysis.sampling_error import sampling_error
+from algd.environments.analytic_corridor import CorridorTask
+from algd.environments.analytic_islands import IslandsTask
 from algd.experiments.lab_calibration import measure_foresight
 from algd.experiments.lab_exact import ExactComparison, compare_with_exact
 from algd.experiments.lab_rollouts import policy_rollouts, random_rollouts
@@ -29,6 +34,8 @@ _BOX_ACTIONS = 128
 _SAMPLES = 2_000
 _LAW_POINTS = {1: 401, 2: 61}
 _ROLLOUT_STEPS = 1_000
+_RANDOM_STEPS = 5_000
+_STARTS = 401  # of the corridor: an episode from each
 _MIN_ISLAND_SHARE = 0.1  # of the samples, for an island to count as held
 
 
@@ -48,7 +55,8 @@ MEASURES: tuple[Measure, ...] = (
     Measure("tv_law", "TV to the law of the learnt energy", "lower"),
     Measure("tv_exact", "TV to the exact law", "lower"),
     Measure("w1_exact", "W1 to the exact law (action)", "lower"),
-    Measure("multiplier_l1", "multiplier, relative L1", "lower"),
+    Measure("multiplier_l1", "multiplier, relative L1 at its temperature", "lower"),
+    Measure("multiplier_hard_l1", "multiplier, relative L1 to λ*(s)", "lower"),
     Measure("slackness", "slackness residual (reward)", "lower"),
     Measure("multiplier_tv", "multiplier oscillation (per 1,000 updates)", "lower"),
     Measure("cost_tv", "cost oscillation (cost per 1,000 updates)", "lower"),
@@ -56,6 +64,9 @@ MEASURES: tuple[Measure, ...] = (
     Measure("violations", "episodes over the limit", "lower"),
     Measure("training_violations", "episodes over the limit in training", "lower"),
     Measure("return", "return (reward per episode)", "higher"),
+    Measure("of_optimum", "return, share of the safe optimum", "higher"),
+    Measure("mode_of_optimum", "the same, deterministic policy", "higher"),
+    Measure("mode_violations", "deterministic episodes over the limit", "lower"),
     Measure("cost", "cost (per episode)", "neither"),
     Measure("both_islands", "states holding both islands", "higher"),
     Measure("infeasible", "infeasible samples", "lower"),
@@ -96,8 +107,10 @@ def measure_run(run_dir: Path) -> dict[str, float]:
         found |= _exact(exact)
     if loaded.config.env.id.startswith("AnalyticIslands"):
         found |= _islands(loaded, probe)
+    if loaded.config.env.id.startswith("AnalyticCorridor"):
+        found |= _corridor(loaded)
     if exact is None:
-        uniform = random_rollouts(loaded, steps=_ROLLOUT_STEPS, seed=loaded.config.seed + 1)
+        uniform = random_rollouts(loaded, steps=_RANDOM_STEPS, seed=loaded.config.seed + 1)
         foresight = measure_foresight(probe, uniform)
         if foresight is not None:
             found["auroc"] = foresight.multiplier_auroc
@@ -159,15 +172,39 @@ def _exact(exact: ExactComparison) -> dict[str, float]:
         "tv_exact": exact.total_variation,
         "w1_exact": exact.wasserstein1,
         "multiplier_l1": exact.relative_l1,
+        "multiplier_hard_l1": exact.hard_l1,
         "slackness": exact.slackness,
         "excess": exact.excess,
     }
 
 
+def _corridor(loaded: LoadedPolicy) -> dict[str, float]:
+    """Return and collisions from starts all over the corridor, beside the safe optimum."""
+    task = CorridorTask()
+    solution = solve_corridor(task)
+
+    def episodes(*, deterministic: bool) -> CorridorEpisodes:
+        generator = torch.Generator().manual_seed(loaded.config.seed)
+
+        def act(obs: NDArray[np.float32]) -> NDArray[np.floating]:
+            known = obs if loaded.normalizer is None else loaded.normalizer.normalize(obs)
+            return loaded.agent.act(known, generator=generator, deterministic=deterministic)
+
+        return drive(task, act, even_starts(_STARTS))
+
+    own, mode = episodes(deterministic=False), episodes(deterministic=True)
+    return {
+        "return": float(own.returns.mean()),
+        "cost": float(own.collisions.mean()),
+        "violations": own.violation_rate,
+        "of_optimum": own.share_of_optimum(solution),
+        "mode_of_optimum": mode.share_of_optimum(solution),
+        "mode_violations": mode.violation_rate,
+    }
+
+
 def _islands(loaded: LoadedPolicy, probe: AgentEnergy) -> dict[str, float]:
     """Whether samples hold both feasible islands, where there are two, and how many lie outside."""
-    from algd.environments.analytic_islands import IslandsTask
-
     limit = loaded.config.env.kwargs.get("cost_limit", IslandsTask.cost_limit)
     task = IslandsTask(action_dim=probe.action_dim, cost_limit=limit)
     held, outside = [], []

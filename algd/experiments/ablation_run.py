@@ -147,7 +147,7 @@ def _train_sampler(cell: Cell, updates: int) -> dict[str, float]:
         config,
         energy,
         dim,
-        updates=updates,
+        updates=updates * cell.task.length,
         batch_size=_SAMPLER_BATCH,
         score_only=isinstance(config, DiffusionPolicyConfig),
         seed=cell.seed,
@@ -165,7 +165,8 @@ def _settings(cell: Cell, updates: int) -> dict[str, Any]:
 
     tree: dict[str, Any] = to_dict(load_config([cell.preset], cell.overrides))
     if cell.task.sampler_dim:
-        tree = {"seed": cell.seed, "policy": tree["policy"], "updates": updates}
+        tree = {"seed": cell.seed, "policy": tree["policy"]}
+        tree["updates"] = updates * cell.task.length
     return json.loads(json.dumps(tree))
 
 

@@ -240,6 +240,7 @@ def _tabulate(
         report.add("cost critic, rank correlation", calibration.rank_correlation, "")
     if exact is not None:
         report.add("exact: multiplier, relative L1", exact.relative_l1, "over active states")
+        report.add("hard problem: multiplier, relative L1", exact.hard_l1, "over active states")
         report.add("exact: total variation of samples", exact.total_variation, "0 to 1")
         report.add("exact: Wasserstein-1 of samples", exact.wasserstein1, "action")
         report.add("exact: mean excess cost", exact.excess, "of the limit")

@@ -15,7 +15,11 @@ from alam.multiplier import StatewiseALaMConfig, StatewiseDualConfig
 from algd.analysis.agent_energy import AgentEnergy
 from algd.analysis.calibration import relative_l1
 from algd.analysis.exact_answers import ExactAnswer, ExactTables, exact_tables, solve_exact
+from algd.analysis.finite_solution import solve_statewise
 from algd.analysis.sampling_error import sampling_error
+from algd.environments.analytic_bandit import BanditTask
+from algd.environments.analytic_finite import FiniteTask
+from algd.experiments.config import ExperimentConfig
 from algd.experiments.lab_multiplier import PRICE
 from algd.experiments.lab_style import ONE_COLUMN, new_figure, paper_style, save
 from algd.training.load import LoadedPolicy
@@ -31,7 +35,9 @@ class ExactComparison:
     """An agent beside the exact answer at its own temperature.
 
     tables, answer: the truth. learnt: (S,) the agent's multipliers. relative_l1: of these over the
-    active states, NaN where none is active. total_variation, wasserstein1: of the agent's samples
+    active states, NaN where none is active. hard_l1: the same to the state-wise multiplier of the
+    deterministic problem, whatever multiplier the agent has; NaN where it is not known.
+    total_variation, wasserstein1: of the agent's samples
     to the exact law, mean over states. excess: mean over states of [E cost - limit]_+ / limit under
     the agent's samples and the true cost. slackness: mean of |lambda (E cost - limit)|, in reward.
     worst_excess: the largest over states.
@@ -41,6 +47,7 @@ class ExactComparison:
     answer: ExactAnswer
     learnt: Floats
     relative_l1: float
+    hard_l1: float
     total_variation: float
     wasserstein1: float
     excess: float
@@ -82,13 +89,35 @@ def compare_with_exact(loaded: LoadedPolicy, probe: AgentEnergy) -> ExactCompari
         )
     except ArithmeticError:
         return None
-    learnt = probe.multiplier(tables.obs)
-    return _compare(probe, tables, answer, learnt)
+    return _compare(probe, tables, answer, _hard_multiplier(config, tables))
+
+
+def _hard_multiplier(config: ExperimentConfig, tables: ExactTables) -> Floats:
+    """lambda*(s) of the problem without a temperature, NaN where there is no closed form of it."""
+    name = config.env.id.removesuffix("-v0")
+    limit = config.constraint.cost_limit
+    if (
+        name.startswith("AnalyticBandit")
+        and config.env.kwargs.get("cost_limit", BanditTask.cost_limit) == limit
+    ):
+        task = BanditTask(action_dim=len(tables.grid), cost_limit=limit)
+        return task.optimal_multiplier(tables.obs[:, 0])
+    if name == "AnalyticFinite":
+        finite = FiniteTask(cost_limit=limit)
+        return solve_statewise(finite, discount=config.critics.discount).multiplier
+    return np.full(len(tables.obs), np.nan)
+
+
+def _active_l1(learnt: Floats, truth: Floats) -> float:
+    """Relative L1 over the states whose multiplier is not all but zero; NaN where there is none."""
+    active = truth > _ACTIVE * max(float(truth.max()), 1e-12)
+    return relative_l1(learnt, truth, where=active) if active.any() else float("nan")
 
 
 def _compare(
-    probe: AgentEnergy, tables: ExactTables, answer: ExactAnswer, learnt: Floats
+    probe: AgentEnergy, tables: ExactTables, answer: ExactAnswer, hard: Floats
 ) -> ExactComparison:
+    learnt = probe.multiplier(tables.obs)
     step_limit = probe.threshold or 1.0  # one step each, or a cost discount of 0
     shape = tuple(len(axis) for axis in tables.grid)
     distances, lengths, gaps = [], [], []
@@ -99,15 +128,13 @@ def _compare(
         lengths.append(error.wasserstein1)
         gaps.append(_mean_excess(tables, index, samples))
     gap = np.array(gaps)
-    active = answer.multiplier > _ACTIVE * max(float(answer.multiplier.max()), 1e-12)
     over = np.maximum(gap, 0.0) / step_limit
     return ExactComparison(
         tables=tables,
         answer=answer,
         learnt=learnt,
-        relative_l1=(
-            relative_l1(learnt, answer.multiplier, where=active) if active.any() else float("nan")
-        ),
+        relative_l1=_active_l1(learnt, answer.multiplier),
+        hard_l1=_active_l1(learnt, hard),
         total_variation=float(np.mean(distances)),
         wasserstein1=float(np.mean(lengths)),
         excess=float(over.mean()),

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy.optimize import linprog, minimize
 
+from algd.analysis.corridor_rollouts import drive, even_starts
 from algd.analysis.corridor_solution import solve_corridor
 from algd.environments.analytic_corridor import CorridorEnv, CorridorTask
 
@@ -225,3 +226,44 @@ def test_impossible_settings_are_refused():
         solve_corridor(CorridorTask(max_velocity=1.25), levels=1)
     with pytest.raises(ValueError, match="render_mode must be None or 'rgb_array', got 'human'"):
         CorridorEnv(render_mode="human")
+
+
+def test_driving_many_masses_at_once_is_driving_the_environment():
+    starts = np.array([-0.5, -0.1, 0.3, 0.6])
+    plan = np.random.default_rng(0).uniform(-1.3, 1.3, (STEPS, len(starts), 1))
+    plan[:, 3] = 1.0  # into the wall, where sliding stops
+    steps = iter(plan)
+    seen = []
+
+    def act(obs):
+        seen.append(obs)
+        return next(steps)
+
+    episodes = drive(TASK, act, starts)
+    env = CorridorEnv()
+    for index, start in enumerate(starts):
+        env.reset(seed=0, options={"y": start})
+        total = cost = 0.0
+        for step in range(STEPS):
+            obs, reward, _, _, info = env.step(plan[step, index])
+            total, cost = total + reward, cost + info["cost"]
+            if step + 1 < STEPS:
+                np.testing.assert_allclose(obs, seen[step + 1][index], atol=1e-6)
+        assert total == pytest.approx(episodes.returns[index], abs=1e-9)
+        assert cost == episodes.collisions[index]
+    assert episodes.collisions[3] > 0
+    assert episodes.violation_rate == (episodes.collisions > 0).mean()
+
+
+def test_the_optimal_controller_is_the_whole_optimum_without_a_collision(solution):
+    starts = even_starts(13)
+    state = {"step": 0}
+
+    def act(obs):
+        step = state["step"]
+        state["step"] += 1
+        return np.array([[solution.act(step, 1.2 * y, 1.5 * v)] for _, y, v in obs.astype(float)])
+
+    episodes = drive(TASK, act, starts)
+    assert episodes.violation_rate == 0.0
+    assert episodes.share_of_optimum(solution) == pytest.approx(1.0, abs=6e-3)

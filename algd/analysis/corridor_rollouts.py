@@ -1,0 +1,70 @@
+"""Drives many masses down the corridor at once, and holds a policy against the safe optimum.
+
+In: a ``CorridorTask``, a policy of observations and starts. Out: returns, collisions and the share
+of the optimum of ``algd.analysis.corridor_solution``. The dynamics are those of ``CorridorEnv``,
+vectorised over starts; a test holds both together.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from algd.analysis.corridor_solution import CorridorSolution
+from algd.environments.analytic_corridor import (
+    SLIDE_LIMIT,
+    START_HALF_WIDTH,
+    STEP_SECONDS,
+    CorridorTask,
+)
+
+Floats = NDArray[np.float64]
+Act = Callable[[NDArray[np.float32]], NDArray[np.floating]]
+"""Observations (N, 3), raw, -> actions (N, 1) in [-1, 1]."""
+
+
+@dataclass(frozen=True)
+class CorridorEpisodes:
+    """One episode per start.
+
+    starts: (N,) lateral positions, metres. returns: (N,) reward per episode. collisions: (N,)
+    steps that cost.
+    """
+
+    starts: Floats
+    returns: Floats
+    collisions: Floats
+
+    @property
+    def violation_rate(self) -> float:
+        """Share of episodes with a collision."""
+        return float((self.collisions > 0).mean())
+
+    def share_of_optimum(self, solution: CorridorSolution) -> float:
+        """Mean return over the mean return of the safe optimum from the same starts."""
+        return float(self.returns.mean() / solution.value(0, self.starts, 0.0).mean())
+
+
+def even_starts(count: int) -> Floats:
+    """Return starts spread evenly over those of the task."""
+    return np.linspace(-START_HALF_WIDTH, START_HALF_WIDTH, count)
+
+
+def drive(task: CorridorTask, act: Act, starts: Floats) -> CorridorEpisodes:
+    """Run one episode from rest at each start (metres)."""
+    lateral = np.array(starts, dtype=np.float64)
+    velocity, returns, collisions = (np.zeros_like(lateral) for _ in range(3))
+    for step in range(task.num_steps):
+        obs = np.stack(
+            [task.observation(step, *pair) for pair in zip(lateral, velocity, strict=True)]
+        )
+        action = np.clip(np.asarray(act(obs), dtype=np.float64)[:, 0], -1.0, 1.0)
+        limit = task.max_velocity
+        velocity = np.clip(velocity + STEP_SECONDS * action, -limit, limit)
+        lateral = lateral + STEP_SECONDS * velocity
+        velocity = np.where(np.abs(lateral) > SLIDE_LIMIT, 0.0, velocity)
+        lateral = np.clip(lateral, -SLIDE_LIMIT, SLIDE_LIMIT)
+        returns += task.reward(lateral, action)
+        collisions += task.unsafe(step + 1, lateral)
+    return CorridorEpisodes(np.asarray(starts, dtype=np.float64), returns, collisions)
