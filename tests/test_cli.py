@@ -20,7 +20,7 @@ from algd.environments.make import EnvConfig
 from algd.errors import EnvironmentFault
 from algd.experiments import cli, doctor
 from algd.experiments.arguments import Override, split_overrides
-from algd.experiments.cli import main
+from algd.experiments.cli import _VERBS, main
 from algd.experiments.config import ExperimentConfig, dump_yaml, load_config
 from algd.experiments.verbs.train import default_run_dir
 from algd.experiments.yaml_files import list_presets, parse_yaml
@@ -93,7 +93,14 @@ def test_an_unknown_verb_offers_the_nearest(capsys: pytest.CaptureFixture[str]) 
     assert "the verbs are train, evaluate" in fails(capsys, "zzz")
 
 
-@pytest.mark.parametrize("verb", ["evaluate", "check-env", "doctor", "presets"])
+@pytest.mark.parametrize("verb", sorted(set(_VERBS) - {"train"}))
+def test_an_option_that_no_verb_knows_is_one_line(
+    verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fails(capsys, verb, "--wrong").endswith(f"; see algd {verb} --help")
+
+
+@pytest.mark.parametrize("verb", sorted(set(_VERBS) - {"train"}))
 def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main([verb, "--help"])

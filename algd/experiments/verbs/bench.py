@@ -9,10 +9,15 @@ import sys
 from pathlib import Path
 
 from algd.errors import UserError
+from algd.experiments.arguments import VerbParser, positive_int
 
 
 def run(arguments: list[str]) -> int:
     """Run the benchmark of the checkout in a process of its own, on one thread."""
+    parser = VerbParser("bench", description="Time updates, one action and the replay.")
+    parser.add_argument("--rounds", type=positive_int, help="turns of each run, default 15")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="of the figures, as JSON")
+    parser.parse_args(arguments)
     checkout = Path(__file__).resolve().parents[3]
     script = checkout / "tests" / "benchmarks" / "update_speed.py"
     if not script.is_file():
