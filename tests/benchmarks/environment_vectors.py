@@ -57,7 +57,7 @@ def one_round(env: VectorCostEnv, generator: np.random.Generator) -> tuple[float
 
 
 def measure_vectors(
-    env_id: str, num_envs: int, rounds: int, seconds: float = 120.0
+    env_id: str, num_envs: int, rounds: int, seconds: float = 60.0
 ) -> dict[str, Any]:
     """Measure until each kind has `rounds` quiet ones, or for `seconds`.
 
