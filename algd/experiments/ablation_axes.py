@@ -118,7 +118,7 @@ def _multiplier() -> Axis:
         ("bandit", "finite", "corridor"),
         tuple(variants),
         "scalar_dual",
-        2_000,
+        1_500,
     )
 
 
@@ -142,7 +142,7 @@ def _lag() -> Axis:
         ("bandit", "finite"),
         tuple(variants),
         "dual ascent",
-        2_000,
+        1_500,
     )
 
 
