@@ -44,11 +44,18 @@ def product(
     wide = inner >= _MIN_WIDTH and columns >= _MIN_WIDTH and rows >= _MIN_ROWS
     if wide and _HAS_ONEDNN and left.dtype == torch.float32:
         return _ONEDNN(left, right_transposed, bias, "none", [], "")
+    if 1 < columns < _MIN_WIDTH and left.stride(1) == 1:
+        # MKL takes a narrow factor 2 to 4 times faster the other way round (measured).
+        right = right_transposed.contiguous().t()
     if bias is not None:
         return torch.addmm(bias, left, right)
+    if inner == 1:
+        return left * right
     if columns == 1:
         return torch.mv(left, right[:, 0]).unsqueeze(1)
-    return left * right if inner == 1 else torch.mm(left, right)
+    if columns < _MIN_WIDTH and left.stride(0) == 1:
+        return torch.mm(right_transposed, left.t()).t()
+    return torch.mm(left, right)
 
 
 class Member:
@@ -286,7 +293,7 @@ class _Perceptrons(torch.autograd.Function):
         needed = ctx.needs_input_grad[1:]
         tensors = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return None, *_differentiable_gradients(spec, tensors, needed, gradient)
+            return None, *differentiable_gradients(spec, tensors, needed, gradient)
         input_sums, weight_sums, bias_sums = spec.split(
             [
                 torch.empty_like(tensor) if need else None
@@ -316,7 +323,7 @@ class _Perceptrons(torch.autograd.Function):
         return None, *input_sums, *weight_sums, *bias_sums
 
 
-def _differentiable_gradients(
+def differentiable_gradients(
     spec: Passes, tensors: Sequence[Tensor], needed: Sequence[bool], gradient: Tensor
 ) -> list[Tensor | None]:
     """Return gradients with a graph of their own, by the plain form of the same function."""

@@ -537,24 +537,24 @@ class StatewiseMultiplier(nn.Module, Generic[_Config]):
 class StatewiseDual(StatewiseMultiplier[StatewiseDualConfig]):
     """Dual ascent on a network: gradient of -E[multiplier(s) * violation(s)]."""
 
-    def loss(self, obs: Float[Tensor, "B O"], violation: Float[Tensor, " B"]) -> Float[Tensor, ""]:
-        """Return -E[multiplier(s) * violation(s)]; beyond the bound ascent stops, descent does not.
+    def loss(self, value: Float[Tensor, " B"], violation: Float[Tensor, " B"]) -> Float[Tensor, ""]:
+        """Return -E[value * violation]; beyond the bound ascent stops, descent does not.
 
         A clipped multiplier would carry no gradient there, and so never come back.
         """
-        value = self.network(obs)
         held = (value >= self.config.multiplier_max) & (violation > 0)
         return -(torch.where(held, value.detach(), value) * violation).mean()
 
     def update(self, obs: Float[Tensor, "B O"], violation: Float[Tensor, " B"]) -> Metrics:
         """Take one step every ``interval`` updates."""
         self.num_updates += 1
-        loss = self.loss(obs, violation)
+        value = self.network(obs)
+        loss = self.loss(value, violation)
         if self.num_updates % self.config.interval == 0:
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             self.optimizer.step()
-        return _network_metrics(self, obs, violation, loss)
+        return _network_metrics(self, value, violation, loss)
 
 
 class StatewiseALaM(StatewiseMultiplier[StatewiseALaMConfig]):
@@ -592,32 +592,37 @@ class StatewiseALaM(StatewiseMultiplier[StatewiseALaMConfig]):
             multiplier_max=self.config.multiplier_max,
         )
 
-    def loss(self, obs: Float[Tensor, "B O"], target: Float[Tensor, " B"]) -> Float[Tensor, ""]:
-        """Return 1/2 E[(multiplier(s) - target)^2]; the unclipped network carries the gradient."""
-        return 0.5 * (self.network(obs) - target).square().mean()
+    def loss(self, value: Float[Tensor, " B"], target: Float[Tensor, " B"]) -> Float[Tensor, ""]:
+        """Return 1/2 E[(value - target)^2] of unclipped multipliers, which carry the gradient."""
+        return 0.5 * (value - target).square().mean()
 
     def update(self, obs: Float[Tensor, "B O"], violation: Float[Tensor, " B"]) -> Metrics:
         """Regress ``dual_steps`` times to one target, then move the lagged copy when it is due."""
         self.num_updates += 1
         target = self.target(obs, violation)
         loss = torch.zeros((), device=obs.device)
-        if self.num_updates % self.config.interval == 0:
-            for _ in range(self.config.dual_steps):
-                loss = self.loss(obs, target)
+        due = self.num_updates % self.config.interval == 0
+        with torch.set_grad_enabled(due):
+            value: Tensor = self.network(obs)
+        if due:
+            for step in range(self.config.dual_steps):
+                loss = self.loss(self.network(obs) if step else value, target)
                 self.optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 self.optimizer.step()
         if self.num_updates % self.config.dual_target_interval == 0:
             polyak_update(self.lagged, self.network, rate=self.config.dual_target_rate)
-        return _network_metrics(self, obs, violation, loss)
+        return _network_metrics(self, value, violation, loss)
 
 
 @torch.no_grad()
 def _network_metrics(
-    multiplier: StatewiseDual | StatewiseALaM, obs: Tensor, violation: Tensor, loss: Tensor
+    multiplier: StatewiseDual | StatewiseALaM, value: Tensor, violation: Tensor, loss: Tensor
 ) -> Metrics:
-    value = multiplier(obs)
-    at_bound = (value >= _AT_BOUND * multiplier.config.multiplier_max).float().mean()
+    """Report the multipliers that an update began with; ``value`` is the unclipped network's."""
+    bound = multiplier.config.multiplier_max
+    value = value.clamp(max=bound)
+    at_bound = (value >= _AT_BOUND * bound).float().mean()
     return {
         "train/multiplier": value.mean(),
         "train/multiplier_std": value.std(),

@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from alam import cpu_regression
+from alam.cpu_frozen import can_sweep, run_frozen
 from alam.cpu_passes import Member, Passes, broadcast_leading, members_of, run
 
 Activation = Literal["relu", "silu", "tanh", "mish"]
@@ -99,10 +101,35 @@ class EnsembleMLP(nn.Module):
                 self.members(),
                 differentiable,
             )
-            output = run(passes, tensors, weights, biases)
+            trained = torch.is_grad_enabled() and weights[0].requires_grad
+            if not trained and can_sweep(passes, tensors, weights[-1].shape[-1]):
+                output = run_frozen(passes, tensors, weights, biases)
+            else:
+                output = run(passes, tensors, weights, biases)
         else:
             output = differentiable(tensors, weights, biases)
         return output.unflatten(1, leading)
+
+    def regress(self, *inputs: Tensor, target: Tensor) -> Float[Tensor, "E B"]:
+        """Return the outputs, and leave the gradient of the squared error in the weights.
+
+        The error is the sum over members of the mean over rows. Gradients that were there before
+        are replaced.
+
+        Args:
+            inputs: one tensor per input part, (B, features); the output has one feature.
+            target: (E, B), or (B,) for all members.
+        """
+        weights, biases = _tensors(self.weights), _tensors(self.biases)
+        if self.written_out(inputs[0]):
+            with torch.no_grad():
+                return cpu_regression.regress(
+                    self.members(), self.activation_name, inputs, target, weights, biases
+                )
+        outputs = self(*inputs).squeeze(-1)
+        self.zero_grad(set_to_none=True)
+        (outputs - target).square().mean(-1).sum().backward()
+        return outputs.detach()
 
     def members(self) -> list[Member]:
         """Return views of the weights, made again only when the weights have moved in memory."""

@@ -5,12 +5,33 @@ A row holds observation, action, reward, cost, next observation and termination 
 that a sample costs one indexed read. The memory is reserved, and touched only as rows arrive.
 """
 
+import mmap
+from contextlib import suppress
+
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from alam.types import Batch
+
+_HUGE_PAGE = 1 << 21  # bytes
+
+
+def reserve(rows: int, width: int, device: torch.device | str) -> Float[Tensor, "N W"]:
+    """Return zeros in float32 that cost no memory before they are written.
+
+    On Linux they lie on pages of 2 MB where the system has them: a batch touches its rows in
+    random order, and on pages of 4 kB nearly each of them waits for the page to be looked up.
+    """
+    size = 4 * rows * width
+    anywhere = torch.device(device).type != "cpu" or size < _HUGE_PAGE
+    if anywhere or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.zeros(rows, width, dtype=torch.float32, device=device)
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(OSError):  # a kernel without them
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=torch.float32).view(rows, width)
 
 
 class ReplayBuffer:
@@ -40,7 +61,7 @@ class ReplayBuffer:
         self.action_dim = action_dim
         self.total_added = 0
         self.widths = [obs_dim, action_dim, 1, 1, obs_dim, 1]
-        self.table = torch.zeros(capacity, sum(self.widths), device=device)
+        self.table = reserve(capacity, sum(self.widths), device)
 
     def __len__(self) -> int:
         return min(self.total_added, self.capacity)
@@ -91,14 +112,17 @@ class ReplayBuffer:
 
     def sample(self, batch_size: int, generator: torch.Generator) -> Batch:
         """Draw rows uniformly with replacement."""
+        table = self.table
         slots = torch.randint(
             len(self), (batch_size,), generator=generator, device=generator.device
         )
-        return self.unpack(self.table.index_select(0, slots.to(self.table.device)))
+        if table.is_cuda:
+            slots = slots.to(table.device)
+        return self.unpack(table.index_select(0, slots))
 
     def unpack(self, rows: Float[Tensor, "B W"]) -> Batch:
         """Return the columns of packed rows as views."""
-        obs, action, reward, cost, next_obs, terminated = rows.split(self.widths, dim=-1)
+        obs, action, reward, cost, next_obs, terminated = rows.split_with_sizes(self.widths, -1)
         return Batch(
-            obs, action, reward.squeeze(-1), cost.squeeze(-1), next_obs, terminated.squeeze(-1)
+            obs, action, reward.squeeze_(-1), cost.squeeze_(-1), next_obs, terminated.squeeze_(-1)
         )

@@ -6,6 +6,7 @@ and with a multiplier fixed at 0.
 """
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from alam.acting import GaussianSampler, KeptSampler
 from alam.critics import CriticConfig, SafeCritics
 from alam.gaussian import GaussianPolicy, GaussianPolicyConfig
 from alam.lagrangian import Constraint, ConstraintConfig, cost_threshold
@@ -93,15 +95,30 @@ class ConstrainedLearner:
         """Where the parameters live."""
         return self.generator.device
 
+    def _on_device(self, obs: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(obs)).to(self.device)
+
     def evaluate(
-        self, obs: Float[Tensor, "B O"], action: Float[Tensor, "*S B A"]
+        self,
+        obs: Float[Tensor, "B O"],
+        action: Float[Tensor, "*S B A"],
+        *,
+        multiplier: Float[Tensor, " N"] | None = None,
     ) -> tuple[Float[Tensor, "*S B"], Float[Tensor, "*S B"]]:
-        """Return energy and violation of normalised actions; gradients reach the actions alone."""
+        """Return energy and violation of normalised actions; gradients reach the actions alone.
+
+        Args:
+            obs, action: what is evaluated.
+            multiplier: those of the batch whose first rows ``obs`` are, where they are known.
+        """
         q_reward = self.critics.q_reward(obs, action, frozen=True)
         violation = self.constraint.violation(self.critics.q_cost(obs, action, frozen=True))
-        with torch.no_grad():
-            multiplier = self.multiplier(obs)
-        return self.constraint.energy(q_reward, violation, multiplier), violation
+        if multiplier is None:
+            with torch.no_grad():
+                held: Tensor = self.multiplier(obs)
+        else:
+            held = multiplier[: len(obs)]
+        return self.constraint.energy(q_reward, violation, held), violation
 
     @torch.no_grad()
     def multiplier_signal(self, batch: Batch, policy_violation: Tensor) -> Tensor:
@@ -153,11 +170,19 @@ class GaussianLearner(ConstrainedLearner):
         deterministic: bool = False,
     ) -> Float[np.ndarray, "N A"]:
         """Return normalised actions; ``deterministic`` gives tanh of the latent mean."""
-        tensor = torch.from_numpy(np.ascontiguousarray(obs)).to(self.device)
+        sampler = self._row_sampler.get() if len(obs) == 1 else None
         if deterministic:
-            return self.policy.mode(tensor).cpu().numpy()
+            if sampler is not None:
+                return sampler.sample(obs[0], None)[None]
+            return self.policy.mode(self._on_device(obs)).cpu().numpy()
         noise = torch.randn(len(obs), self.action_dim, generator=generator, device=generator.device)
-        return self.policy.sample(tensor, noise.to(self.device))[0].cpu().numpy()
+        if sampler is not None:
+            return sampler.sample(obs[0], noise[0].cpu().numpy())[None]
+        return self.policy.sample(self._on_device(obs), noise.to(self.device))[0].cpu().numpy()
+
+    @cached_property
+    def _row_sampler(self) -> KeptSampler:
+        return KeptSampler(self.policy, lambda: GaussianSampler(self.policy))
 
 
 class SACAgent(GaussianLearner):

@@ -6,113 +6,76 @@ In: one observation and the normals of one chain. Out: one action in (-1, 1)^A.
 import numpy as np
 from jaxtyping import Float
 
-from alam.acting import Array, GaussianSampler, RowPerceptron, view
-from alam.gaussian import GaussianPolicy
+from alam.acting import Array, RowPerceptron, view
 from algd.diffusion.policy import DiffusionPolicy
 from algd.diffusion.release import ReleasePolicy
 
 
-def first_layer(
-    network: RowPerceptron, obs: Float[Array, " O"], embedding: Float[Array, "T D"]
-) -> Float[Array, "T H"]:
-    """Return what observation and level give to the first layer, for every level at once."""
-    of_obs, _, of_level = network.blocks
-    first = embedding.dot(of_level)
-    first += obs.dot(of_obs) + network.biases[0]
-    return first
+class ChainSampler:
+    """The reverse chain of a denoising policy for one observation.
 
-
-class DiffusionSampler:
-    """The reverse chain of a ``DiffusionPolicy`` for one observation."""
-
-    def __init__(self, policy: DiffusionPolicy) -> None:
-        self.network = RowPerceptron(policy.network.network)
-        self.embedding = view(policy.network.embedding)
-        self.prior_std = float(policy.prior_std())
-        self.shape = (policy.num_noises, policy.action_dim)
-        schedule = policy.schedule
-        # Noisiest first: level, then u <- of_latent u + of_prediction prediction + of_noise noise.
-        self.steps: list[tuple[int, int, float, float, float, float]] = []
-        for step in reversed(range(schedule.num_steps)):
-            level = schedule.inference_levels[step]
-            score = policy.network.linear[level]
-            c_latent, c_score, c_noise = schedule.steps[step]
-            self.steps.append(
-                (
-                    step,
-                    level,
-                    score.of_input,
-                    c_latent + c_score * score.of_latent,
-                    c_score * score.of_prediction,
-                    c_noise,
-                )
-            )
-
-    def sample(
-        self, obs: Float[Array, " O"], noise: Float[Array, "K A"] | None
-    ) -> Float[Array, " A"]:
-        """Return an action; without noise that of the noise-free chain."""
-        network = self.network
-        _, of_latent, _ = network.blocks
-        first = first_layer(network, obs, self.embedding)
-        if noise is None:
-            noise = np.zeros(self.shape, dtype=np.float32)
-        latent = self.prior_std * noise[-1]
-        for step, level, of_input, keep, move, spread in self.steps:
-            hidden = (of_input * latent).dot(of_latent)
-            hidden += first[level]
-            latent = keep * latent + move * network.from_first(hidden)
-            if spread:
-                latent += spread * noise[step]
-        return np.tanh(latent)
-
-
-class ReleaseSampler:
-    """The reverse chain of the VE ``ReleasePolicy`` for one observation."""
-
-    def __init__(self, policy: ReleasePolicy) -> None:
-        if policy.config.variant != "vesde":
-            raise ValueError(
-                f"numpy acting knows variant 'vesde', got {policy.config.variant!r}; use act"
-            )
-        self.network = RowPerceptron(policy.network)
-        self.embedding = view(policy.embedding)
-        variances = np.concatenate([[0.0], view(policy.sigmas).astype(np.float64) ** 2])
-        growth = np.diff(variances)
-        self.steps = [(k, float(growth[k]), float(growth[k]) ** 0.5) for k in range(len(growth))]
-        self.prior_std = float(policy.sigmas[-1])
-        self.shape = (policy.num_noises, policy.action_dim)
-
-    def sample(
-        self, obs: Float[Array, " O"], noise: Float[Array, "K A"] | None
-    ) -> Float[Array, " A"]:
-        """Return an action; without noise that of the noise-free chain."""
-        network = self.network
-        _, of_latent, _ = network.blocks
-        first = first_layer(network, obs, self.embedding)
-        if noise is None:
-            noise = np.zeros(self.shape, dtype=np.float32)
-        latent = self.prior_std * noise[-1]
-        for step, growth, spread in reversed(self.steps):
-            hidden = np.tanh(latent).dot(of_latent)
-            hidden += first[step]
-            latent = latent + growth * network.from_first(hidden)
-            if step:
-                latent += spread * noise[step]
-        return np.tanh(latent)
-
-
-Sampler = GaussianSampler | DiffusionSampler | ReleaseSampler
-
-
-def make_sampler(policy: GaussianPolicy | DiffusionPolicy | ReleasePolicy) -> Sampler:
-    """Return the sampler of a policy; it follows the policy's weights as they change.
+    What observation and levels give to the first layer, what the noise adds to the latents, and
+    the output layer times the length of each step are computed for all steps at once.
 
     Raises:
         ValueError: weights on another device than a CPU, or the DDPM form of the release.
     """
-    if isinstance(policy, GaussianPolicy):
-        return GaussianSampler(policy)
-    if isinstance(policy, ReleasePolicy):
-        return ReleaseSampler(policy)
-    return DiffusionSampler(policy)
+
+    def __init__(self, policy: DiffusionPolicy | ReleasePolicy) -> None:
+        if isinstance(policy, ReleasePolicy):
+            if policy.config.variant != "vesde":
+                raise ValueError(
+                    f"numpy acting knows variant 'vesde', got {policy.config.variant!r}; use act"
+                )
+            network, embedding = policy.network, policy.embedding
+        else:
+            network, embedding = policy.network.network, policy.network.embedding
+        self.network = RowPerceptron(network)
+        self.embedding = view(embedding)
+        self.prior_std = float(policy.prior_std())
+        steps = policy.reverse_steps
+        self.moves = np.array([step.move for step in steps], np.float32)[:, None]
+        self.spreads = np.array([step.spread for step in steps], np.float32)[:, None]
+        self.noises = np.array([step.noise_index for step in steps])
+        width, action_dim = self.network.weights[0].shape[1], policy.action_dim
+        self.zero_noise = np.zeros((policy.num_noises, action_dim), np.float32)
+        self.observed, self.hidden = np.empty(width, np.float32), np.empty(width, np.float32)
+        self.first = np.empty((len(self.embedding), width), np.float32)
+        self.outputs = np.empty((len(steps), *self.network.weights[-1].shape), np.float32)
+        self.steps = [
+            (
+                self.first[step.level],
+                None if step.of_input is None else np.float32(step.of_input),
+                None if step.keep == 1.0 else np.float32(step.keep),
+                self.outputs[index].T.dot,
+            )
+            for index, step in enumerate(steps)
+        ]
+
+    def sample(
+        self, obs: Float[Array, " O"], noise: Float[Array, "K A"] | None
+    ) -> Float[Array, " A"]:
+        """Return an action; without noise that of the noise-free chain."""
+        network, first, hidden, observed = self.network, self.first, self.hidden, self.observed
+        add = np.add
+        of_obs, of_latent, of_level = network.blocks
+        self.embedding.dot(of_level, first)
+        obs.dot(of_obs, observed)
+        add(first, add(observed, network.biases[0], out=observed), out=first)
+        np.multiply(network.weights[-1], self.moves[:, :, None], out=self.outputs)
+        if noise is None:
+            noise = self.zero_noise
+        shifts = noise[self.noises]
+        shifts *= self.spreads
+        shifts += self.moves * network.biases[-1]
+        latent = self.prior_std * noise[-1]
+        of_latent = of_latent.T.dot
+        last_hidden = network.last_hidden
+        for (known, of_input, keep, output), shift in zip(self.steps, shifts, strict=True):
+            of_latent(np.tanh(latent) if of_input is None else of_input * latent, hidden)
+            moved = output(last_hidden(add(hidden, known, out=hidden)))
+            if keep is not None:
+                latent *= keep
+            latent += moved
+            latent += shift
+        return np.tanh(latent)

@@ -5,6 +5,7 @@ names takes the place of lambda(s).
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,13 +14,21 @@ from einops import repeat
 from jaxtyping import Float
 from torch import Tensor
 
+from alam.acting import KeptSampler
 from alam.critics import CriticConfig
 from alam.lagrangian import ConstraintConfig
 from alam.multiplier import MultiplierConfig, StatewiseALaMConfig
 from alam.networks import make_adam
 from alam.sac import ConstrainedLearner
 from alam.types import Batch, Metrics
-from algd.diffusion.policy import DiffusionPolicy, DiffusionPolicyConfig, PolicyLoss, best_of
+from algd.diffusion.acting import ChainSampler
+from algd.diffusion.policy import (
+    DiffusionPolicy,
+    DiffusionPolicyConfig,
+    Evaluate,
+    PolicyLoss,
+    best_of,
+)
 from algd.diffusion.release import ReleasePolicy, ReleasePolicyConfig
 from algd.diffusion.temperature import Temperature
 
@@ -79,6 +88,12 @@ class ALGDAgent(ConstrainedLearner):
             device
         )
         self.num_levels = config.policy.schedule.num_train_timesteps
+        # The DDPM form of the release has no sampler of its own.
+        self._row_sampler = (
+            KeptSampler(self.policy, lambda: ChainSampler(self.policy))
+            if getattr(config.policy, "variant", None) != "ddpm"
+            else None
+        )
         self.policy_optimizer = make_adam(
             list(self.policy.parameters()), learning_rate=config.policy.learning_rate
         )
@@ -98,17 +113,23 @@ class ALGDAgent(ConstrainedLearner):
         ``deterministic`` gives the noise-free chain, or with ``candidates`` > 1 the best of so many
         samples by energy (then the generator is used).
         """
-        tensor = torch.from_numpy(np.ascontiguousarray(obs)).to(self.device)
         candidates = self.config.policy.candidates if deterministic else 1
+        rows = candidates * len(obs)
+        sampler = self._row_sampler.get() if rows == 1 and self._row_sampler else None
         if deterministic and candidates == 1:
-            return self.policy.mode(tensor).cpu().numpy()
+            if sampler is not None:
+                return sampler.sample(obs[0], None)[None]
+            return self.policy.mode(self._on_device(obs)).cpu().numpy()
         noise = torch.randn(
             self.policy.num_noises,
-            candidates * len(obs),
+            rows,
             self.action_dim,
             generator=generator,
             device=generator.device,
-        ).to(self.device)
+        )
+        if sampler is not None:
+            return sampler.sample(obs[0], noise[:, 0].cpu().numpy())[None]
+        tensor, noise = self._on_device(obs), noise.to(self.device)
         if candidates == 1:
             return self.policy.sample(tensor, noise).cpu().numpy()
         repeated = repeat(tensor, "b o -> (s b) o", s=candidates)
@@ -123,9 +144,11 @@ class ALGDAgent(ConstrainedLearner):
             next_action = self.policy.sample(batch.next_obs, chain_noise)
         metrics = self.critics.update(batch, next_action)
         if self.num_updates % self.config.policy.update_interval == 0:
-            result = self._update_policy(batch, loss_noise)
+            with torch.no_grad():
+                evaluate = partial(self.evaluate, multiplier=self.multiplier(batch.obs))
+            result = self._update_policy(batch, evaluate, loss_noise)
             signal = self.multiplier_signal(batch, result.violation)
-            metrics |= result.metrics | self._update_temperature(batch)
+            metrics |= result.metrics | self._update_temperature(batch, evaluate)
             metrics |= self.multiplier.update(batch.obs, signal)
         self.polyak_if_due()
         return metrics
@@ -139,12 +162,12 @@ class ALGDAgent(ConstrainedLearner):
         chain_noise, loss_noise = noise.split(counts)
         return chain_noise, loss_noise
 
-    def _update_policy(self, batch: Batch, noise: Tensor) -> PolicyLoss:
+    def _update_policy(self, batch: Batch, evaluate: Evaluate, noise: Tensor) -> PolicyLoss:
         level = torch.randint(
             self.num_levels, batch.reward.shape, generator=self.generator, device=self.device
         )
         result = self.policy.loss(
-            batch.obs, batch.action, self.evaluate, self.temperature(), noise, level
+            batch.obs, batch.action, evaluate, self.temperature(), noise, level
         )
         self.policy_optimizer.zero_grad(set_to_none=True)
         result.loss.backward()
@@ -152,7 +175,7 @@ class ALGDAgent(ConstrainedLearner):
         return result
 
     @torch.no_grad()
-    def _update_temperature(self, batch: Batch) -> Metrics:
+    def _update_temperature(self, batch: Batch, evaluate: Evaluate) -> Metrics:
         """Observe what the temperature's mode needs: uniform actions, or the policy's own."""
         config = self.config.policy.temperature
         metrics = {"train/temperature": self.temperature()}
@@ -162,7 +185,7 @@ class ALGDAgent(ConstrainedLearner):
         shape = (config.probe_actions, len(obs), self.action_dim)
         if config.mode == "relative":
             uniform = torch.rand(shape, generator=self.generator, device=self.device)
-            self.temperature.observe_energy(self.evaluate(obs, 2.0 * uniform - 1.0)[0])
+            self.temperature.observe_energy(evaluate(obs, 2.0 * uniform - 1.0)[0])
             return metrics
         noise = torch.randn(
             self.policy.num_noises,

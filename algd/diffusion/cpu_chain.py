@@ -103,30 +103,12 @@ class _Chain(torch.autograd.Function):
         call: _Call = ctx.call
         trace: _Trace = ctx.trace
         embedding = ctx.saved_tensors[0]
-        by_layer = _backward_through_steps(call, trace, gradient)
-        joined = [torch.cat(gradients) for gradients in by_layer]
-        weights: list[Tensor] = []
-        biases: list[Tensor] = []
-        for layer in range(1, ctx.count):
-            hidden = torch.cat([hiddens[layer - 1] for hiddens in reversed(trace.hiddens)])
-            weights.append(cpu_passes.product(hidden.t(), joined[layer], joined[layer].t()))
-            biases.append(joined[layer].sum(0))
-        # First layer: latents row by row, observations once, levels once each.
-        inputs = torch.cat(trace.inputs[::-1])
-        of_latent = cpu_passes.product(inputs.t(), joined[0], joined[0].t())
-        per_step = joined[0].view(len(call.steps), *by_layer[0][0].shape)
-        summed = per_step.sum(0)
-        of_obs = cpu_passes.product(call.obs.t(), summed, summed.t())
-        of_step = per_step.sum(1)
-        of_levels = torch.zeros(
-            len(embedding), of_step.shape[1], dtype=of_step.dtype, device=of_step.device
-        )
-        for row, step in zip(of_step, reversed(call.steps), strict=True):
-            of_levels[step.level] += row
-        of_level = torch.mm(embedding.t(), of_levels)
-        weights.insert(0, torch.cat([of_obs, of_latent, of_level]))
-        biases.insert(0, of_levels.sum(0))
-        of_embedding = torch.mm(of_levels, call.member.blocks[2][1])
+        sums = _backward_through_steps(call, trace, gradient, embedding)
+        of_level = torch.mm(embedding.t(), sums.levels)
+        of_obs = cpu_passes.product(call.obs.t(), sums.observed, sums.observed.t())
+        weights = [torch.cat([of_obs, sums.latent, of_level]), *sums.weights]
+        biases = [sums.levels.sum(0), *sums.biases]
+        of_embedding = torch.mm(sums.levels, call.member.blocks[2][1])
         return (
             None,
             None,
@@ -136,31 +118,55 @@ class _Chain(torch.autograd.Function):
         )
 
 
-def _backward_through_steps(call: _Call, trace: _Trace, gradient: Tensor) -> list[list[Tensor]]:
-    """Return, by layer, the gradients of its outputs at every step, last step first."""
+class _Sums(NamedTuple):
+    """Sums over the steps, each formed while a step's activations are cached.
+
+    weights, biases: gradients of all layers but the first. observed: (B, H), of the projection of
+    the observations. levels: (T, H), of that of each level. latent: of the latents' weights.
+    """
+
+    weights: list[Tensor]
+    biases: list[Tensor]
+    observed: Tensor
+    levels: Tensor
+    latent: Tensor
+
+
+def _backward_through_steps(
+    call: _Call, trace: _Trace, gradient: Tensor, embedding: Tensor
+) -> _Sums:
+    """Run through the steps, last first."""
     member = call.member
     backward = ACTIVATIONS[call.activation].backward
-    last = len(member.layers) - 1
-    by_layer: list[list[Tensor]] = [[] for _ in member.layers]
-    of_latent = member.blocks[1]
+    layers, of_latent = member.layers, member.blocks[1]
+    sums = _Sums(
+        [torch.zeros_like(weight) for weight, _, _ in layers[1:]],
+        [torch.zeros_like(bias) for _, _, bias in layers[1:]],
+        gradient.new_zeros(len(call.obs), layers[0][0].shape[1]),
+        gradient.new_zeros(len(embedding), layers[0][0].shape[1]),
+        torch.zeros_like(of_latent[0]),
+    )
     total: Tensor | None = None
     for index in range(len(call.steps) - 1, -1, -1):
         step, x = call.steps[index], trace.inputs[index]
         total = gradient[index] if total is None else total + gradient[index]
         value = step.move * total
-        for layer in range(last, 0, -1):
-            by_layer[layer].append(value)
-            weight, transposed, _ = member.layers[layer]
-            value = cpu_passes.product(value, transposed, weight)
-            value = backward(value, trace.slopes[index][layer - 1])
-        by_layer[0].append(value)
-        through = torch.mm(value, of_latent[1])
+        for layer in range(len(layers) - 1, 0, -1):
+            hidden, slope = trace.hiddens[index][layer - 1], trace.slopes[index][layer - 1]
+            sums.weights[layer - 1].add_(cpu_passes.product(hidden.t(), value, value.t()))
+            sums.biases[layer - 1].add_(value.sum(0))
+            weight, transposed, _ = layers[layer]
+            value = backward(cpu_passes.product(value, transposed, weight), slope)
+        sums.observed.add_(value)
+        sums.levels[step.level].add_(value.sum(0))
+        sums.latent.add_(torch.mm(x.t(), value))
+        through = cpu_passes.product(value, of_latent[1], of_latent[0])
         if step.of_input is None:
             through = torch.ops.aten.tanh_backward.default(through, x)
         else:
             through *= step.of_input
         total = torch.add(through, total, alpha=step.keep)
-    return by_layer
+    return sums
 
 
 def run_chain(

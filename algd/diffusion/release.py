@@ -127,6 +127,11 @@ class ReleasePolicy(nn.Module):
         """Standard normals per action dimension that one sample consumes."""
         return self.config.num_timesteps + 1
 
+    def prior_std(self) -> Tensor:
+        """Return the standard deviation of the chain's starting point."""
+        sigma = self.sigmas[-1]
+        return sigma if self.config.variant == "vesde" else torch.ones_like(sigma)
+
     def num_loss_noises(self) -> int:
         """Standard normals per row and action dimension that ``loss`` consumes."""
         return self.num_noises + self.config.num_score_samples
@@ -182,8 +187,7 @@ class ReleasePolicy(nn.Module):
 
         Without levels nothing is recorded, and the second result is the starting point.
         """
-        prior_std = self.sigmas[-1] if self.config.variant == "vesde" else 1.0
-        latent = prior_std * noise[-1]
+        latent = self.prior_std() * noise[-1]
         recorded = latent
         if self.config.variant == "vesde" and can_run(self.network, obs, noise):
             return self._rollout_written_out(obs, latent, noise, level)

@@ -1,5 +1,8 @@
 """The ring of transitions: what is kept, in which order, and how it is drawn."""
 
+import mmap
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -113,3 +116,19 @@ def test_batches_do_not_alias_the_table():
     buffer = filled(10, 10)
     buffer.sample(4, torch.Generator().manual_seed(0)).obs.zero_()
     assert (buffer.rows(0, 10)[1:, 0] > 0).all()
+
+
+def resident_bytes() -> int:
+    """Memory of this process that is in use; 0 where the system does not tell."""
+    sizes = Path("/proc/self/statm")
+    return int(sizes.read_text().split()[1]) * mmap.PAGESIZE if sizes.exists() else 0
+
+
+def test_a_large_table_is_zero_and_takes_memory_only_where_rows_are() -> None:
+    before = resident_bytes()
+    replay = ReplayBuffer(1_000_000, 60, 2)  # 500 MB
+    assert replay.table.dtype == torch.float32
+    replay.append_rows(torch.ones(3, 125))
+    assert replay.table[:4].sum(1).tolist() == [125.0, 125.0, 125.0, 0.0]
+    assert replay.table[[500_000, 999_999]].abs().max() == 0.0
+    assert resident_bytes() - before < 50e6

@@ -4,6 +4,7 @@ The reference of ``algd.diffusion.release`` for equality and speed, and the rele
 eager torch that one action is timed against.
 """
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from benchmarks.reference_learner import ReferenceLearner, perceptron
@@ -38,6 +39,7 @@ class ReferenceRelease(ReferenceLearner):
         self.config = policy.config
         self.action_dim = agent.action_dim
         self.sigmas = policy.sigmas.clone()
+        self.growth = torch.diff(self.sigmas**2, prepend=torch.zeros(1))
         self.score = ReleaseScore(policy)
         self.policy_optimizer = torch.optim.Adam(
             self.score.parameters(), lr=self.config.learning_rate
@@ -62,11 +64,22 @@ class ReferenceRelease(ReferenceLearner):
         """Return actions in (-1, 1)."""
         return self.rollout(obs, noise, torch.zeros(len(obs), dtype=torch.long))[0]
 
-    @torch.no_grad()
-    def act(self, obs: Tensor) -> Tensor:
-        """Return one action per observation, noise drawn step by step."""
-        noise = torch.randn(self.config.num_timesteps + 1, len(obs), self.action_dim)
-        return self.sample(obs, noise)
+    def act(self, obs: np.ndarray) -> np.ndarray:
+        """Return the action at one observation (O,), as the released code acts.
+
+        Coefficients are gathered and noise is drawn step by step, and the graph is recorded: the
+        release does not turn gradients off when it acts.
+        """
+        row = torch.FloatTensor(obs).unsqueeze(0)
+        latent = torch.randn(1, self.action_dim) * self.sigmas[-1]
+        for t in reversed(range(self.config.num_timesteps)):
+            level = torch.full((1,), t, dtype=torch.long)
+            growth = self.growth.gather(-1, level).view(-1, 1).clamp(min=1e-8)
+            spread = torch.sqrt(growth)
+            latent = latent + growth * self.score(row, torch.tanh(latent), level)
+            if t > 0:
+                latent = latent + spread * torch.randn_like(latent)
+        return torch.tanh(latent).detach().cpu().numpy()[0]
 
     def score_target(self, obs: Tensor, recorded: Tensor, noise: Tensor, level: Tensor) -> Tensor:
         """Return -sum_i w_i grad energy(a_i) over noised copies a_i of the recorded action."""

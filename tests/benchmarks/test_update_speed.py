@@ -10,5 +10,5 @@ from benchmarks.update_speed import FLOORS, measure, ratios, table
 def test_ratios_stay_above_their_floors() -> None:
     result = measure(rounds=7)
     found = ratios(result)
-    short = {name: value for name, value in found.items() if value < FLOORS[name]}
+    short = {name: found[name] for name, floor in FLOORS.items() if found[name] < floor}
     assert not short, f"below {FLOORS}: {short}\n{table(result)}"

@@ -343,10 +343,10 @@ def test_scale_of_the_energy_is_probed_over_the_whole_box(monkeypatch):
     settings = agent.config.policy.temperature
     evaluate = agent.evaluate
 
-    def recording(obs, action):
+    def recording(obs, action, **held):
         if action.shape == (settings.probe_actions, settings.probe_states, ACTION_DIM):
             probed.append(action)
-        return evaluate(obs, action)
+        return evaluate(obs, action, **held)
 
     monkeypatch.setattr(agent, "evaluate", recording)
     train(agent, 40)
