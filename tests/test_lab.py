@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from alam.cvpo import CVPOAgent
 from algd.analysis.agent_energy import AgentEnergy
 from algd.environments.make import make_env
 from algd.experiments.cli import main
@@ -98,6 +99,7 @@ def test_lab_writes_every_figure_and_the_table(bandit_run: Path, tmp_path: Path)
         ),
         ("algd", {"env.id": "AnalyticIslands2-v0", "constraint.cost_limit": 0.05}, "score"),
         ("sac_lag", {"env.id": "AnalyticBandit4-v0", "constraint.cost_limit": 0.5}, "energy"),
+        ("cvpo", {"env.id": "AnalyticBandit1-v0", "constraint.cost_limit": 0.5}, "modes"),
     ],
 )
 def test_lab_runs_on_other_tasks_from_the_command_line(
@@ -214,3 +216,22 @@ def test_other_environments_have_no_arena() -> None:
     assert arena_observations(env, np.zeros((1, 2)), np.zeros(1)) is None
     assert np.isnan(arena_position(env)).all()
     env.close()
+
+
+def test_the_law_of_cvpo_is_its_old_policy_reweighed(tmp_path: Path) -> None:
+    run_dir = make_run(
+        tmp_path / "run", "cvpo", {"env.id": "AnalyticBandit1-v0", "constraint.cost_limit": 0.5}
+    )
+    probe = AgentEnergy(load(run_dir))
+    agent = probe.agent
+    assert isinstance(agent, CVPOAgent)
+    obs, grid = np.float32([0.4]), np.linspace(-0.999, 0.999, 4001)
+    law = np.exp(-probe.energy(obs, grid[:, None]) / probe.temperature)
+    tilt = np.exp(-probe.energy(obs, grid[:, None], "plain") / probe.temperature)
+    # By drawing from the old policy instead of evaluating its density.
+    noise = torch.randn(200_000, 1, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        drawn = agent.old_policy.sample(probe.tensor(obs[None]).expand(200_000, -1), noise)[0]
+    weight = np.interp(drawn.numpy()[:, 0], grid, tilt)
+    mean = (weight * drawn.numpy()[:, 0]).sum() / weight.sum()
+    assert np.trapezoid(law * grid, grid) / np.trapezoid(law, grid) == pytest.approx(mean, abs=5e-3)

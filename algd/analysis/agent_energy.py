@@ -13,6 +13,8 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from alam.cvpo import CVPOAgent
+from alam.gaussian import log_one_minus_tanh_squared
 from alam.lagrangian import augmented_lagrangian, lagrangian
 from alam.sac import SACAgent
 from algd.diffusion.agent import ALGDAgent
@@ -20,12 +22,16 @@ from algd.diffusion.policy import DiffusionPolicy
 from algd.training.load import LoadedPolicy
 
 Floats = NDArray[np.float64]
+_LATENT_LIMIT = 1.0 - 1e-6  # an old policy's density is read this far inside the box
 Form = Literal["own", "plain", "augmented"]
 """The agent's energy as configured, or the Lagrangian without or with the augmentation."""
 
 
 class AgentEnergy:
     """Reads energies and samples off an agent; changes nothing in it.
+
+    The law that CVPO fits its policy to, pi_old exp(-L / eta), is the Boltzmann law at temperature
+    eta of L - eta log pi_old: that is its own energy here.
 
     Args:
         loaded: from ``algd.load``. Observations given to the methods are raw, as the environment
@@ -34,8 +40,10 @@ class AgentEnergy:
 
     def __init__(self, loaded: LoadedPolicy) -> None:
         agent = loaded.agent
-        if not isinstance(agent, SACAgent | ALGDAgent):
-            raise ValueError(f"agent must be a SACAgent or an ALGDAgent, got {type(agent)}")
+        if not isinstance(agent, SACAgent | ALGDAgent | CVPOAgent):
+            raise ValueError(
+                f"agent must be a SACAgent, an ALGDAgent or a CVPOAgent, got {type(agent)}"
+            )
         self.agent = agent
         self.reward_scale = loaded.config.train.reward_scale
         self._normalizer = loaded.normalizer
@@ -60,6 +68,8 @@ class AgentEnergy:
         """Temperature of the policy, in reward."""
         if isinstance(self.agent, ALGDAgent):
             return float(self.agent.temperature()) / self.reward_scale
+        if isinstance(self.agent, CVPOAgent):
+            return float(self.agent.dual.temperature) / self.reward_scale
         return float(self.agent.log_entropy_coef.exp()) / self.reward_scale
 
     @property
@@ -110,6 +120,10 @@ class AgentEnergy:
                 value = augmented_lagrangian(q_reward, violation, price, penalty_coef=coef)
             else:
                 value = lagrangian(q_reward, violation, price)
+            if form == "own" and isinstance(agent, CVPOAgent):
+                value = value - agent.dual.temperature.float() * _old_log_density(
+                    agent, rows, points
+                )
             return value / self.reward_scale
 
         return energy
@@ -187,3 +201,13 @@ class AgentEnergy:
         if not isinstance(policy, DiffusionPolicy):
             raise ValueError(f"needs a denoising policy, got {type(policy).__name__}")
         return policy
+
+
+def _old_log_density(
+    agent: CVPOAgent, obs: Float[Tensor, "B O"], action: Float[Tensor, "B A"]
+) -> Float[Tensor, " B"]:
+    """Log-density on the box of the policy that the E-step reweighs."""
+    mean, log_std = agent.old_policy(obs)
+    latent = torch.atanh(action.clamp(-_LATENT_LIMIT, _LATENT_LIMIT))
+    normal = torch.distributions.Normal(mean, log_std.exp(), validate_args=False)
+    return (normal.log_prob(latent) - log_one_minus_tanh_squared(latent)).sum(-1)

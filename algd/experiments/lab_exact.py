@@ -58,7 +58,8 @@ class ExactComparison:
 def compare_with_exact(loaded: LoadedPolicy, probe: AgentEnergy) -> ExactComparison | None:
     """Solve the run's task exactly, as the agent poses it.
 
-    None for any other task, and where no multiplier meets the constraint.
+    None for any other task, where no multiplier meets the constraint, and for CVPO, whose law has
+    the last policy in it.
     """
     config = loaded.config
     limit = config.constraint.cost_limit
@@ -68,7 +69,8 @@ def compare_with_exact(loaded: LoadedPolicy, probe: AgentEnergy) -> ExactCompari
         cost_discount=config.critics.cost_discount,
         task_limit=config.env.kwargs.get("cost_limit"),
     )
-    if tables is None or config.critics.cost_target != "discounted":
+    posed = config.critics.cost_target == "discounted" and config.policy.kind != "cvpo"
+    if tables is None or not posed:
         return None
     multiplier = config.multiplier
     statewise = isinstance(multiplier, StatewiseALaMConfig | StatewiseDualConfig)
