@@ -225,7 +225,7 @@ def test_the_law_of_cvpo_is_its_old_policy_reweighed(tmp_path: Path) -> None:
     probe = AgentEnergy(load(run_dir))
     agent = probe.agent
     assert isinstance(agent, CVPOAgent)
-    obs, grid = np.float32([0.4]), np.linspace(-0.999, 0.999, 4001)
+    obs, grid = np.array([0.4], dtype=np.float32), np.linspace(-0.999, 0.999, 4001)
     law = np.exp(-probe.energy(obs, grid[:, None]) / probe.temperature)
     tilt = np.exp(-probe.energy(obs, grid[:, None], "plain") / probe.temperature)
     # By drawing from the old policy instead of evaluating its density.

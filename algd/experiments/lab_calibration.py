@@ -93,7 +93,7 @@ def draw_calibration(
         env_id: named in the title.
     """
     with paper_style():
-        figure, axes = new_figure(TWO_COLUMNS, 2.6, 1, 3)
+        figure, axes = new_figure(TWO_COLUMNS, 2.9, 1, 3)
         _reliability(axes[0, 0], policy, threshold)
         axes[0, 0].set_title("critic, episodes of the policy")
         _curves(axes[0, 1], policy)
@@ -112,7 +112,7 @@ def _auroc(scores: Floats, positive: NDArray[np.bool_]) -> float:
 
 def _reliability(axis: Any, foresight: Foresight | None, threshold: float) -> None:
     if foresight is None:
-        _say_nothing(axis, "no step whose cost to go is known")
+        _say_nothing(axis, "no step whose\ncost to go is known")
         return
     predicted, observed = foresight.predicted, foresight.observed
     order = np.argsort(predicted)
@@ -128,12 +128,15 @@ def _reliability(axis: Any, foresight: Foresight | None, threshold: float) -> No
     axis.axvline(threshold, color=ORANGE, linewidth=0.8, linestyle=":")
     axis.set_xlabel("critic $Q_c$(s, a) (cost)")
     axis.set_ylabel("observed cost to go (cost)")
-    axis.legend(loc="upper left", fontsize=6)
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.25), ncols=2, fontsize=6)
 
 
 def _curves(axis: Any, foresight: Foresight | None) -> None:
-    if foresight is None or np.isnan(foresight.critic_auroc):
-        share = float("nan") if foresight is None else foresight.violated.mean()
+    if foresight is None:
+        _say_nothing(axis, "no step whose\ncost to go is known")
+        return
+    if np.isnan(foresight.critic_auroc):
+        share = foresight.violated.mean()
         _say_nothing(axis, f"all steps alike:\nviolation ahead in {share:.0%}")
         return
     for name, scores, area, colour in (

@@ -21,7 +21,14 @@ from algd.environments.analytic_bandit import BanditTask
 from algd.environments.analytic_finite import FiniteTask
 from algd.experiments.config import ExperimentConfig
 from algd.experiments.lab_multiplier import PRICE
-from algd.experiments.lab_style import ONE_COLUMN, new_figure, paper_style, save
+from algd.experiments.lab_style import (
+    BLACK,
+    ONE_COLUMN,
+    SKY,
+    new_figure,
+    paper_style,
+    save,
+)
 from algd.training.load import LoadedPolicy
 
 Floats = NDArray[np.float64]
@@ -158,6 +165,7 @@ def _mean_excess(tables: ExactTables, index: int, samples: Floats) -> float:
 
 def draw_corridor(probe: AgentEnergy, path: Path) -> Path:
     """Draw the multiplier over the corridor at rest, the obstacle, and the exact safe set."""
+    from matplotlib.lines import Line2D
     from matplotlib.patches import Rectangle
 
     from algd.analysis.corridor_solution import solve_corridor
@@ -172,29 +180,29 @@ def draw_corridor(probe: AgentEnergy, path: Path) -> Path:
     safe = np.stack([solution.is_safe(int(k), lateral, 0.0) for k in steps])
     along = 0.1 * steps
     with paper_style():
-        figure, axes = new_figure(ONE_COLUMN, 2.4)
+        figure, axes = new_figure(ONE_COLUMN, 2.5)
         axis: Any = axes[0, 0]
         mesh = axis.pcolormesh(
             along, lateral, values.T, cmap="magma", shading="nearest", rasterized=True
         )
         figure.colorbar(mesh, ax=axis, label=PRICE)
-        axis.contour(along, lateral, safe.T, levels=[0.5], colors="#56B4E9", linewidths=1.2)
+        axis.contour(along, lateral, safe.T, levels=[0.5], colors=SKY, linewidths=1.2)
         first, last = task.obstacle_steps
         low, high = task.obstacle_span
-        axis.add_patch(
-            Rectangle(
-                (0.1 * first, low),
-                0.1 * (last - first),
-                high - low,
-                fill=False,
-                edgecolor="white",
-                hatch="///",
-                linewidth=0.8,
-            )
+        obstacle = Rectangle(
+            (0.1 * first, low),
+            0.1 * (last - first),
+            high - low,
+            facecolor="#DDDDDD",
+            edgecolor=BLACK,
+            hatch="///",
+            linewidth=0.8,
+            label="obstacle",
         )
+        axis.add_patch(obstacle)
+        edge = Line2D([], [], color=SKY, label="edge of the exact safe set")
+        figure.legend(handles=[obstacle, edge], loc="outside lower center", ncols=2)
         axis.set_xlabel("way down the corridor x (m)")
         axis.set_ylabel("lateral position y (m)")
-        axis.set_title(
-            "multiplier at lateral velocity 0; hatched: obstacle;\nline: safe set, exact"
-        )
+        axis.set_title("multiplier at lateral velocity 0")
         return save(figure, path)

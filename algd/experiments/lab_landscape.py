@@ -41,7 +41,7 @@ def draw_energies(views: list[StateView], path: Path, *, exact: list[Floats] | N
     one_dimensional = len(views[0].grid) == 1
     with paper_style():
         rows = 1 if one_dimensional else 2
-        figure, axes = new_figure(TWO_COLUMNS, 2.3 if rows == 1 else 4.4, rows, len(views))
+        figure, axes = new_figure(TWO_COLUMNS, 2.5 if rows == 1 else 4.4, rows, len(views))
         for column, view in enumerate(views):
             if one_dimensional:
                 truth = None if exact is None else exact[column]
@@ -56,7 +56,7 @@ def draw_energies(views: list[StateView], path: Path, *, exact: list[Floats] | N
                 )
         if one_dimensional:
             axes[0, 0].set_ylabel("energy above its minimum (reward)")
-            axes[0, 0].legend(loc="upper center")
+            _legend_below(figure, axes[0, 0])
         else:
             figure.suptitle(
                 "White: samples; star: minimum. Energy above its minimum (reward)"
@@ -75,7 +75,7 @@ def draw_laws(views: list[StateView], path: Path, *, exact: list[Floats] | None 
     """
     with paper_style():
         figure, axes = new_figure(
-            TWO_COLUMNS, 2.4 if len(views[0].grid) == 1 else 2.9, 1, len(views)
+            TWO_COLUMNS, 2.6 if len(views[0].grid) == 1 else 2.9, 1, len(views)
         )
         for column, (axis, view) in enumerate(zip(axes[0], views, strict=True)):
             if len(view.grid) == 1:
@@ -84,15 +84,19 @@ def draw_laws(views: list[StateView], path: Path, *, exact: list[Floats] | None 
                 _law_contours(axis, view)
             axis.set_title(_law_title(view))
         if len(views[0].grid) == 1:
-            axes[0, 0].legend(loc="best")
             axes[0, 0].set_ylabel("probability density")
-        else:
-            handles, labels = axes[0, 0].get_legend_handles_labels()
-            figure.legend(handles, labels, loc="outside lower center", ncols=2)
+        _legend_below(figure, axes[0, 0])
+        if len(views[0].grid) > 1:
             figure.suptitle(
                 "Boltzmann law of the agent's energy and samples" + slice_note(views[0])
             )
         return save(figure, path)
+
+
+def _legend_below(figure: Any, axis: Any) -> None:
+    """Name what one panel shows below all of them, where it covers nothing."""
+    handles, labels = axis.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
 
 
 def state_title(view: StateView) -> str:

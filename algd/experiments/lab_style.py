@@ -28,6 +28,7 @@ _SETTINGS: dict[str, Any] = {
     "axes.titlesize": 8,
     "axes.labelsize": 8,
     "legend.fontsize": 7,
+    "figure.titlesize": 9,
     "xtick.labelsize": 7,
     "ytick.labelsize": 7,
     "axes.linewidth": 0.6,
