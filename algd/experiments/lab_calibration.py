@@ -93,7 +93,7 @@ def draw_calibration(
         env_id: named in the title.
     """
     with paper_style():
-        figure, axes = new_figure(TWO_COLUMNS, 2.9, 1, 3)
+        figure, axes = new_figure(TWO_COLUMNS, 3.1, 1, 3)
         _reliability(axes[0, 0], policy, threshold)
         axes[0, 0].set_title("critic, episodes of the policy")
         _curves(axes[0, 1], policy)
@@ -145,11 +145,11 @@ def _curves(axis: Any, foresight: Foresight | None) -> None:
     ):
         false_rate, true_rate = _operating_curve(scores, foresight.violated)
         axis.plot(false_rate, true_rate, color=colour, label=f"{name}, area {area:.3f}")
-    axis.plot([0, 1], [0, 1], "--", color=GREY, linewidth=0.8, label="chance")
+    axis.plot([0, 1], [0, 1], "--", color=GREY, linewidth=0.8, label="chance, area 0.5")
     axis.set_xlabel("false alarms (share of safe steps)")
     axis.set_ylabel("foreseen (share of violations)")
     axis.set_aspect("equal")
-    axis.legend(loc="lower right", fontsize=6)
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.3), fontsize=6)
 
 
 def _operating_curve(scores: Floats, positive: NDArray[np.bool_]) -> tuple[Floats, Floats]:

@@ -35,7 +35,7 @@ _DIFFERENCE = 0.01  # of the latent
 def draw_trajectories(probe: AgentEnergy, views: list[StateView], path: Path) -> Path:
     """Draw actions along the reverse chain, noisiest first, over the law or the energy."""
     with paper_style():
-        figure, axes = new_figure(TWO_COLUMNS, 2.5, 1, len(views))
+        figure, axes = new_figure(TWO_COLUMNS, 2.4, 1, len(views))
         for axis, view in zip(axes[0], views, strict=True):
             if len(view.grid) == 1:
                 _paths_over_steps(axis, view, probe.trajectories(view.obs, _PATHS_1D))
@@ -143,8 +143,12 @@ def _paths_over_plane(figure: Any, axis: Any, view: StateView, paths: Floats) ->
     shown = np.minimum(above, np.quantile(above, 0.9))
     filled = axis.contourf(*view.grid, shown.T, levels=_CONTOURS, cmap="viridis")
     figure.colorbar(filled, ax=axis, shrink=0.7, format="%.2g")
-    axis.plot(paths[:, :, 0], paths[:, :, 1], color="white", linewidth=0.5, alpha=0.8)
-    axis.plot(paths[0, :, 0], paths[0, :, 1], "o", markersize=3, mfc="none", color="white")
+    # White lines with a dark rim stand out from either end of the colours.
+    axis.plot(paths[:, :, 0], paths[:, :, 1], color="black", linewidth=1.1, alpha=0.6)
+    axis.plot(paths[:, :, 0], paths[:, :, 1], color="white", linewidth=0.6)
+    axis.plot(
+        paths[0, :, 0], paths[0, :, 1], "o", markersize=3, color="white", mec="black", mew=0.5
+    )
     axis.plot(paths[-1, :, 0], paths[-1, :, 1], "o", markersize=3, color=ORANGE)
     label_actions(axis, view)
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from algd.experiments.lab_states import StateView
 from algd.experiments.lab_style import (
+    BLACK,
     BLUE,
     GREEN,
     GREY,
@@ -27,6 +28,7 @@ Floats = NDArray[np.float64]
 ACTION_LABEL = "normalised action {}"
 _CONTOURS = 14
 _MAX_SHOWN_SAMPLES = 300
+_SMALLEST_SHOWN = 0.001
 _CLIP_QUANTILE = 0.9  # of the energy: walls of a penalty would flatten everything else
 
 
@@ -102,7 +104,9 @@ def _legend_below(figure: Any, axis: Any) -> None:
 def state_title(view: StateView) -> str:
     """Name a state by its multiplier, and by the observation where that is one number."""
     where = f"s = {float(view.obs[0]):.2f}, " if len(view.obs) == 1 else ""
-    return f"{where}$\\lambda$(s) = {view.multiplier:.3g}"
+    small = view.multiplier < _SMALLEST_SHOWN
+    price = f"< {_SMALLEST_SHOWN}" if small else f"= {view.multiplier:.3g}"
+    return f"{where}$\\lambda$(s) {price}"
 
 
 def slice_note(view: StateView) -> str:
@@ -150,8 +154,9 @@ def _energy_contours(figure: Any, axis: Any, view: StateView, values: Floats) ->
         shown_samples[:, 1],
         ".",
         color="white",
-        markersize=1.5,
-        alpha=0.7,
+        markersize=3,
+        markeredgecolor=BLACK,
+        markeredgewidth=0.25,
     )
     low = np.unravel_index(values.argmin(), values.shape)
     axis.plot(
