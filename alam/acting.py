@@ -94,6 +94,7 @@ class GaussianSampler:
         self.network = RowPerceptron(policy.network)
         self.action_dim = policy.action_dim
 
+    @np.errstate(all="ignore")  # weights that diverge are told of where they are checked
     def sample(
         self, obs: Float[Array, " O"], noise: Float[Array, " A"] | None
     ) -> Float[Array, " A"]:

@@ -52,6 +52,7 @@ class ChainSampler:
             for index, step in enumerate(steps)
         ]
 
+    @np.errstate(all="ignore")  # weights that diverge are told of where they are checked
     def sample(
         self, obs: Float[Array, " O"], noise: Float[Array, "K A"] | None
     ) -> Float[Array, " A"]:

@@ -89,6 +89,17 @@ def test_weights_that_move_in_memory_are_followed() -> None:
     assert np.abs(after - before).max() > 1e-3
 
 
+@pytest.mark.parametrize("factor", [float("nan"), float("inf"), 1e30])
+@pytest.mark.parametrize("preset", ["release_vesde", "sac_alam", "algd"])
+def test_weights_that_diverged_act_without_a_word(preset: str, factor: float) -> None:
+    agent = agent_of(preset)
+    with torch.no_grad():
+        for parameter in agent.policy.parameters():
+            parameter.mul_(factor)
+    action = agent.act(np.ones((1, OBS), np.float32), generator=torch.Generator())
+    assert not np.isfinite(action).all() or np.abs(action).max() == 1.0
+
+
 def test_ddpm_form_of_the_release_is_refused() -> None:
     policy = agent_of("release_ddpm").policy
     with pytest.raises(ValueError, match="variant 'vesde', got 'ddpm'"):
