@@ -198,6 +198,20 @@ def test_runs_that_differ_in_nothing_but_the_seed_are_a_group(tmp_path: Path) ->
     }
 
 
+def test_a_group_that_lacks_the_key_of_the_others_says_so(tmp_path: Path) -> None:
+    write_run(tmp_path / "new", env__fast=False)
+    old = write_run(tmp_path / "old") / "config.yaml"
+    old.write_text(
+        "".join(line for line in old.read_text().splitlines(True) if "fast:" not in line)
+    )
+    labels = {
+        run.path.name: group.label
+        for group in group_runs(read_runs([tmp_path]).runs)
+        for run in group.runs
+    }
+    assert labels == {"new": "fast=false", "old": "fast=–"}
+
+
 def test_labels_name_the_fewest_keys_that_tell_groups_apart(tmp_path: Path) -> None:
     for k, (coef, batch) in enumerate([(0.5, 64), (0.5, 128), (2.0, 128)]):
         write_run(

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+from algd.experiments.cli import main
 from algd.experiments.config import TrainedAgent, load_config, make_agent
+from algd.experiments.run_data import read_runs
 from algd.training import media, pictures
 from algd.training.pictures import draw_pictures, landscape, multipliers, principal_plane
 from algd.training.tracking import Tracker, TrackingConfig
@@ -180,6 +183,44 @@ def test_media_are_recorded_on_the_env_step_axis(recorded: Path) -> None:
     assert steps == sorted(steps)
     files = sorted((recorded / "wandb").glob("offline-run-*/files/media/images/pictures/*.png"))
     assert len(files) == 6
+
+
+def test_runs_are_read_back_from_wandbs_files_alone(
+    recorded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ((whole,), _) = read_runs([recorded])
+    shutil.copytree(recorded / "wandb", tmp_path / "wandb", symlinks=True)
+    lost = shutil.copytree(recorded, tmp_path / "lost", symlinks=True)
+    (lost / "metrics.csv").unlink()
+    for path in (tmp_path / "wandb", lost):
+        ((run,), skipped) = read_runs([path])
+        assert skipped == []
+        assert dict(run.config) == dict(whole.config)
+        # W&B has the clock's values with the next row, hence not those after the last one.
+        exact = {name for name in whole.metrics if not name.startswith("time/")}
+        assert {name for name in run.metrics if not name.startswith("time/")} == exact
+        for name in exact:
+            assert np.array_equal(run.metrics[name], whole.metrics[name]), name
+        assert np.array_equal(run.episodes["cost"], whole.episodes["cost"])
+        assert run.episodes["terminated"].values.all()
+    assert main(["runs", str(tmp_path / "wandb")]) == 0
+    (_, line) = capsys.readouterr().out.splitlines()
+    assert line.startswith("offline-run-")
+    assert line.split()[-1] == "finished"
+
+
+def test_a_damaged_file_of_wandb_is_a_reason(recorded: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(recorded / "wandb", tmp_path / "wandb", symlinks=True)
+    (file,) = copy.glob("offline-run-*/run-*.wandb")
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])  # a killed run: what is there is read
+    assert len(read_runs([copy]).runs) == 1
+    file.write_bytes(whole[:14] + bytes(255 - byte for byte in whole[14:400]) + whole[400:])
+    (reason,) = read_runs([copy]).skipped
+    assert "not a run file of W&B" in reason
+    file.write_bytes(b"")
+    (reason,) = read_runs([copy]).skipped
+    assert reason.endswith("W&B has no row of it")
 
 
 def test_tables_hold_every_episode(recorded: Path) -> None:

@@ -120,7 +120,8 @@ def _labels(
     labels = {}
     for cell, config in configs.items():
         present = [key for key in told_by if key in config]
-        parts = [f"{_short(key, endings)}={shown(config, key)}" for key in present]
+        # A run of an older version, or of another kind, has none of the keys.
+        parts = [f"{_short(key, endings)}={shown(config, key)}" for key in present or told_by[:1]]
         labels[cell] = ", ".join(parts) or "all runs"
     if len(set(labels.values())) < len(labels):  # values cut short or hidden
         labels = {cell: f"{label} #{n}" for n, (cell, label) in enumerate(labels.items(), start=1)}

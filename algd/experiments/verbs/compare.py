@@ -30,7 +30,9 @@ def run(arguments: list[str]) -> int:
     parser.add_argument(
         "--metric", default="eval/return", help="what is compared as return, default eval/return"
     )
-    parser.add_argument("-o", "--out", type=Path, metavar="DIR", help="write CSV, LaTeX and figures")
+    parser.add_argument(
+        "-o", "--out", type=Path, metavar="DIR", help="write CSV, LaTeX and figures"
+    )
     options = parser.parse_args(arguments)
     keys = [key.strip() for given in options.by for key in given.split(",") if key.strip()]
     try:
