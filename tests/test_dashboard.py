@@ -264,14 +264,20 @@ def test_thirty_runs_are_written_and_painted_fast(tmp_path: Path, browser: Brows
         "statewise_alam",
     )
     write_runs(tmp_path / "runs", kinds, 5, rows=1_000)
-    started = time.process_time()
+    wall, started = time.perf_counter(), time.process_time()
     assert main(["dashboard", "runs", "--out", "page.html"]) == 0
     # Processor time: what other programs take of the machine is not the dashboard's.
-    assert time.process_time() - started <= 10.0
-    assert (tmp_path / "page.html").stat().st_size <= 15_000_000
+    seconds, wall = time.process_time() - started, time.perf_counter() - wall
+    assert seconds <= 10.0
+    size = (tmp_path / "page.html").stat().st_size
+    assert size <= 15_000_000
     visit = Visit(browser, (tmp_path / "page.html").as_uri())
     paints = visit.page.evaluate(
         "performance.getEntriesByName('first-contentful-paint').map((entry) => entry.startTime)"
+    )
+    print(
+        f"30 runs of 1,000 rows: {seconds:.1f} s of processor, {wall:.1f} s of wall time, "
+        f"{size / 1e6:.1f} MB, first paint after {paints[0] / 1000:.2f} s"
     )
     assert paints[0] <= 2_000
     assert visit.complaints == []
