@@ -14,6 +14,7 @@ Workers start by "spawn", so a script that makes such an environment needs the u
 
 import logging
 import os
+import pickle
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -112,8 +113,7 @@ class SubprocessVectorEnv:
         """Bring the episodes of `snapshot` back (see `VectorCostEnv.restore`)."""
         saved = unpack_snapshot(self._config, self._seed, snapshot)
         for worker in self._workers:
-            worker.send(Command.RESTORE)
-            worker.connection.send(saved[worker.rows])
+            worker.send(Command.RESTORE, pickle.dumps(saved[worker.rows]))
         parts = self._collect(_restored_by, lambda block: block.restore(saved[self._own_rows]))
         restored = [one for part in parts for one in part]
         dropped = [index for index, (_, exact) in enumerate(restored) if not exact]
@@ -194,13 +194,13 @@ class SubprocessVectorEnv:
 
     def _snapshots_of(self, worker: WorkerProcess) -> list[EpisodeSnapshot]:
         try:
-            worker.receive()
+            answer = worker.receive()
         except EnvironmentCrash as crash:
-            worker = self._replace(worker, crash)
-            self._lost.add(worker)
-            worker.send(Command.SNAPSHOT)
-            worker.receive()
-        return worker.connection.recv()
+            new = self._replace(worker, crash)
+            self._lost.add(new)
+            new.send(Command.SNAPSHOT)
+            answer = new.receive()
+        return pickle.loads(answer)  # noqa: S301 - our worker's bytes
 
     def _replace(self, worker: WorkerProcess, crash: EnvironmentCrash) -> WorkerProcess:
         """Put a new worker in the place of a lost one; its rows of this step say so."""
@@ -233,5 +233,4 @@ def _sizes(block: EnvBlock) -> NDArray[np.int64]:
 
 
 def _restored_by(worker: WorkerProcess) -> list[tuple[Float32Array, bool]]:
-    worker.receive()
-    return worker.connection.recv()
+    return pickle.loads(worker.receive())  # noqa: S301 - our worker's bytes

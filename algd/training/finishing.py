@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from algd.errors import EnvironmentFault
 from algd.training.evaluation import record_video
+from algd.training.stopping import StopAsked
 
 if TYPE_CHECKING:
     from algd.experiments.config import ExperimentConfig
@@ -27,7 +28,8 @@ def finish_run(trainer: "Trainer") -> None:
     kept = list((trainer.run_dir / "policies" / "best_safe").glob("step_*"))
     if best is not None and kept:
         trainer.tracker.model_artifact(max(kept), ["best-safe"], int(best["env_step"]), best)
-    trainer.tracker.finish({name: row for name, row in rows.items() if row is not None})
+    with trainer.stop.bounded():  # W&B may still have much to send
+        trainer.tracker.finish({name: row for name, row in rows.items() if row is not None})
     print_summary(trainer.config, rows, trainer.run_dir)
 
 
@@ -35,16 +37,17 @@ def _record_final_video(trainer: "Trainer") -> None:
     """Write final.mp4; what cannot be rendered here is one line and no video."""
     config = trainer.config
     try:
-        path = record_video(
-            trainer.agent,
-            trainer.normalizer,
-            config.env,
-            trainer.run_dir / "videos" / "final.mp4",
-            mode=config.evaluation.mode,
-            seed=config.seed,
-            max_steps=config.evaluation.video_steps,
-            on_step=trainer.stop.raise_if_asked,
-        )
+        with trainer.stop.bounded(StopAsked):
+            path = record_video(
+                trainer.agent,
+                trainer.normalizer,
+                config.env,
+                trainer.run_dir / "videos" / "final.mp4",
+                mode=config.evaluation.mode,
+                seed=config.seed,
+                max_steps=config.evaluation.video_steps,
+                on_step=trainer.stop.raise_if_asked,
+            )
     except EnvironmentFault as fault:
         _log.warning("no video: %s", fault)
         return

@@ -14,6 +14,7 @@ from algd.environments.episodes import EpisodeRecord
 from algd.training.evaluation import evaluate_policy
 from algd.training.media import record_pictures
 from algd.training.run_state import policy_state
+from algd.training.stopping import StopAsked
 
 if TYPE_CHECKING:
     from algd.training.trainer import Trainer
@@ -73,15 +74,16 @@ def evaluate(trainer: "Trainer") -> dict[str, float]:
     """Evaluate on the environment kept for it, and keep the best safe policy."""
     config, step, tracker = trainer.config, trainer.env_step, trainer.tracker
     started = time.perf_counter()
-    result = evaluate_policy(
-        trainer.agent,
-        trainer.normalizer,
-        trainer.evaluation_env,
-        episodes=config.evaluation.episodes,
-        mode=config.evaluation.mode,
-        seed=config.seed,
-        on_step=trainer.breathe,
-    )
+    with trainer.stop.bounded(StopAsked):
+        result = evaluate_policy(
+            trainer.agent,
+            trainer.normalizer,
+            trainer.evaluation_env,
+            episodes=config.evaluation.episodes,
+            mode=config.evaluation.mode,
+            seed=config.seed,
+            on_step=trainer.breathe,
+        )
     metrics = result.metrics(config.constraint.cost_limit)
     tracker.evaluation(step, result.returns, result.costs, result.lengths)
     row = {"env_step": float(step), **metrics}

@@ -269,10 +269,13 @@ class Tracker:
             self._wandb = None
         self.close()
 
-    def close(self) -> None:
-        """Release everything; a run that was not finished is marked so in W&B. May be repeated."""
+    def close(self, *, wandb_seconds: float | None = None) -> None:
+        """Release everything; a run that was not finished is marked so in W&B. May be repeated.
+
+        ``wandb_seconds``: of patience with W&B, after which what it has not taken stays here.
+        """
         if self._wandb is not None:
-            self._wandb.finish({}, exit_code=1)
+            self._wandb.finish({}, exit_code=1, seconds=wandb_seconds)
             self._wandb = None
         if self._events is not None:
             self._events.close()

@@ -30,7 +30,13 @@ from algd.training.recording import record_episode, record_row
 from algd.training.run_lock import RunLock
 from algd.training.run_state import restore_training, training_state
 from algd.training.saving import Saver
-from algd.training.stopping import Interrupted, StopAsked, StopRequest
+from algd.training.stopping import (
+    STOP_SECONDS,
+    Interrupted,
+    StopAsked,
+    StopRequest,
+    StopWhileWaiting,
+)
 from algd.training.train_config import resolve_device
 
 if TYPE_CHECKING:
@@ -127,15 +133,16 @@ class Trainer:
         from algd.training.tracking import Tracker
 
         config = self.config
-        self.tracker = Tracker(
-            run_dir,
-            config.tracking,
-            resolved_config=to_dict(config),
-            total_steps=config.train.total_steps,
-            cost_limit=config.constraint.cost_limit,
-            resume_step=None if new else start,
-            keep_refused_rows=config.train.on_save_error == "continue",
-        )
+        with self.stop.bounded():  # a server that hangs; the run is then recorded offline
+            self.tracker = Tracker(
+                run_dir,
+                config.tracking,
+                resolved_config=to_dict(config),
+                total_steps=config.train.total_steps,
+                cost_limit=config.constraint.cost_limit,
+                resume_step=None if new else start,
+                keep_refused_rows=config.train.on_save_error == "continue",
+            )
         self._resources.callback(self.tracker.close)
         self.saver = Saver(
             self.store,
@@ -170,6 +177,10 @@ class Trainer:
                 self.saver.require_saved(self.env_step)
             except StopAsked:
                 self._stop_if_asked()
+            except StopWhileWaiting:
+                _log.warning("the environment does not answer; its running episodes are dropped")
+                self.dropped_episodes += self.env.num_envs
+                self._stop_if_asked(with_env=False)
             except EnvironmentFault as fault:
                 raise self._after_fault(fault) from fault
 
@@ -181,7 +192,8 @@ class Trainer:
             action = self.exploration.uniform(-1.0, 1.0, shape).astype(np.float32)
         else:
             action = self.agent.act(self._normalized(self.obs), generator=self.acting)
-        step = self.env.step(action)
+        with self.stop.bounded():
+            step = self.env.step(action)
         self._store(action, step)
         if self.normalizer is not None:
             self.normalizer.update(self.obs)
@@ -259,12 +271,13 @@ class Trainer:
         self.lock.sign_of_life()
         self.stop.raise_if_asked()
 
-    def _stop_if_asked(self) -> None:
+    def _stop_if_asked(self, *, with_env: bool = True) -> None:
         if self.stop.signal_number is None:
             return
         if self.env_step > self.saver.last_saved:
-            self._save()
+            self._save(with_env=with_env)
             self.saver.require_saved(self.env_step)
+        self.tracker.close(wandb_seconds=STOP_SECONDS)
         raise Interrupted(self.run_dir, self.env_step, self.stop.signal_number)
 
     def _save(self, *, with_env: bool = True) -> None:

@@ -14,14 +14,18 @@ import logging
 import netrc
 import os
 import shutil
+import signal
+import threading
+import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from algd.training.durable_files import replace_durably
+from algd.training.stopping import StopWhileWaiting
 from algd.training.wandb_file import offline_rows, wait_for_writers
 
 if TYPE_CHECKING:
@@ -33,6 +37,7 @@ _log = logging.getLogger(__name__)
 _DEFAULT_SERVER = "https://api.wandb.ai"
 _INIT_SECONDS = 30.0  # an unreachable server costs this once, then the run is recorded offline
 _FINISH_SECONDS = 120.0  # a slow upload may delay the end of a run by this; the rest is on disk
+_TEARDOWN_SECONDS = 0.5  # for W&B's process to end by itself, once its run was given up
 _WRITER_SECONDS = 10.0  # a killed run's W&B process is gone after less than one
 _TABLE_ROWS = 10_000  # what W&B shows of a table
 # What the runs table of a project shows of a metric besides its last value.
@@ -124,6 +129,7 @@ class WandbRun:
         self._said: set[str] = set()
         self._run: Any = None
         self._config_declared = False
+        self._end_by: float | None = None
         self.run_id = run_id
         # What W&B has of the steps that a resumed run goes through again.
         self._present: Counter[tuple[int, frozenset[str]]] = Counter()
@@ -187,12 +193,15 @@ class WandbRun:
         """Hand over rows of a CSV file, numbers as numbers; the last 10,000 of them."""
         if self._run is None or not rows:
             return
-        with self._guard("table"):
+
+        def hand_over() -> None:
             import wandb
 
             columns: list[Any] = list(rows[0])
             data = [[_number(row[name]) for name in columns] for row in rows[-_TABLE_ROWS:]]
             self.log(env_step, {name: wandb.Table(columns=columns, data=data)})
+
+        self._do_in_time("table", hand_over)
 
     def model_artifact(
         self, directory: Path, *, env_step: int, aliases: list[str], metadata: dict[str, Any]
@@ -204,7 +213,8 @@ class WandbRun:
         """
         if self._run is None:
             return
-        with self._guard("artifact"):
+
+        def hand_over() -> None:
             import wandb
 
             self._declare_config()
@@ -219,6 +229,8 @@ class WandbRun:
                 _link(source, copy)
                 artifact.add_file(str(copy), str(name), policy="immutable", skip_cache=True)
             self._run.log_artifact(artifact, aliases=aliases)
+
+        self._do_in_time("artifact", hand_over)
 
     def _declare_config(self) -> None:
         """Make config.yaml an artifact, once: what the models of this run descend from.
@@ -239,14 +251,45 @@ class WandbRun:
         else:
             self._run.use_artifact(artifact)
 
-    def finish(self, summary: dict[str, Any], *, exit_code: int = 0) -> None:
-        """Write the summary and end the run."""
+    def finish(
+        self, summary: dict[str, Any], *, exit_code: int = 0, seconds: float | None = None
+    ) -> None:
+        """Write the summary and end the run; after ``seconds`` what W&B has not sent stays here."""
         if self._run is None:
             return
-        with self._guard("finish"):
+
+        def end() -> None:
             self._run.summary.update(summary)
             self._run.finish(exit_code=exit_code)
+
+        if seconds is not None:
+            self._end_by = time.monotonic() + seconds
+        if not self._do_in_time("finish", end):
+            _log.warning("W&B: not all was sent; the rest is in %s", self._run_dir)
+            with self._guard("end"):
+                _end_service()
         self._run = None
+
+    def _do_in_time(self, what: str, call: Callable[[], None]) -> bool:
+        """Do what may wait for a server; say whether it ended before the run's end had to.
+
+        Each but the last has half of the time that is left.
+        """
+        if self._end_by is None:
+            self._end_by = time.monotonic() + _FINISH_SECONDS
+
+        def guarded() -> None:
+            with self._guard(what):
+                call()
+
+        thread = threading.Thread(target=guarded, daemon=True)
+        left = max(self._end_by - time.monotonic(), 0.0)
+        try:
+            thread.start()
+            thread.join(left if what == "finish" else left / 2)
+        except StopWhileWaiting:
+            self._end_by = 0.0
+        return not thread.is_alive()
 
     def _start(
         self,
@@ -342,6 +385,24 @@ def _link(source: Path, copy: Path) -> None:
         copy.hardlink_to(source)
     except OSError:  # another file system, or one without links
         shutil.copyfile(source, copy)
+
+
+def _end_service() -> None:
+    """Kill W&B's process, for which wandb would wait at the end of this one without a bound."""
+    import wandb
+
+    def forget() -> None:
+        with suppress(Exception, SystemExit):  # it exits with its process's code
+            wandb.teardown()
+
+    waiting = threading.Thread(target=forget, daemon=True)
+    waiting.start()
+    waiting.join(_TEARDOWN_SECONDS)
+    for task in Path("/proc/self/task").iterdir():
+        for child in (task / "children").read_text().split():
+            if Path(f"/proc/{child}/comm").read_text().startswith("wandb"):
+                os.kill(int(child), signal.SIGKILL)
+    waiting.join(_TEARDOWN_SECONDS)
 
 
 def _first_line(error: BaseException) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from faults.tiny_runs import run, training_stream
+from faults.wandb_server import Behaviour, WandbServer
 from saved_runs import same_bits
 
 from algd.training import wandb_run
@@ -110,3 +111,56 @@ def test_a_bad_server_costs_no_row_and_does_not_stop_training(
     recorded = {row["env_step"] for row in offline_rows(directory) if "env_step" in row}
     with (directory / "metrics.csv").open() as file:
         assert recorded >= {int(row["env_step"]) for row in csv.DictReader(file)}
+
+
+@pytest.fixture
+def serve_then(
+    monkeypatch: pytest.MonkeyPatch, no_wandb_login: None
+) -> Iterator[Callable[[Behaviour], WandbServer]]:
+    """Return a function that starts a server which turns bad once a run has started."""
+    servers: list[WandbServer] = []
+
+    def start(how: Behaviour) -> WandbServer:
+        servers.append(WandbServer(how))
+        for name, value in servers[0].environment().items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(wandb_run, "_FINISH_SECONDS", 4.0)
+        return servers[0]
+
+    yield start
+    import wandb
+
+    for server in servers:
+        server.close()
+    wandb.teardown()
+
+
+def test_a_good_server_gets_every_row(
+    serve_then: Callable[[Behaviour], WandbServer], untracked: Path, tmp_path: Path
+) -> None:
+    """What the bad ones are measured against: the server of these tests is one that W&B takes."""
+    server = serve_then("good")
+    directory = run(tmp_path / "run", tracking__wandb="online")
+    with (directory / "metrics.csv").open() as file:
+        steps = [int(row["env_step"]) for row in csv.DictReader(file)]
+    sent = [row["env_step"] for row in server.rows if "train/num_updates" in row]
+    assert sent == steps
+    assert server.started > 0
+
+
+@pytest.mark.parametrize("how", ["hang", "error", "drop", "slow", "refuse"])
+def test_a_server_that_turns_bad_under_a_run_costs_no_row(
+    how: Behaviour,
+    serve_then: Callable[[Behaviour], WandbServer],
+    untracked: Path,
+    tmp_path: Path,
+) -> None:
+    server = serve_then(how)
+    began = time.monotonic()
+    directory = run(tmp_path / "run", tracking__wandb="online")
+    assert time.monotonic() - began < 120
+    assert server.started > 0
+    assert server.spoiled > 0
+    for name in ("metrics.csv", "episodes.csv"):
+        assert (directory / name).read_bytes() == (untracked / name).read_bytes()
+    assert same_bits(training_stream(directory), training_stream(untracked))
