@@ -150,7 +150,7 @@ def test_a_grid_runs_once_and_ends_in_table_and_figures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     axis = AXES["convexification"]
-    monkeypatch.setitem(AXES, "two", replace(axis, name="two", variants=axis.variants[:2]))
+    monkeypatch.setitem(AXES, "two", replace(axis, name="two"))
 
     def run() -> list[str]:
         lines: list[str] = []
@@ -158,6 +158,7 @@ def test_a_grid_runs_once_and_ends_in_table_and_figures(
             "two",
             tmp_path,
             envs=["bandit"],
+            variants=["off", "rho 0.1"],
             seeds=1,
             overrides=TINY | {"multiplier.hidden": [8]},
             say=lines.append,
@@ -278,6 +279,7 @@ def test_a_cell_that_cannot_run_is_reported_and_the_others_go_on(tmp_path: Path)
         (["nonsense"], "nonsense"),
         (["rho", "--seeds", "0"], "seeds"),
         (["rho", "--dirr=x"], "--dir"),
+        (["rho", "--variant=rho 3"], "rho 3"),
     ],
 )
 def test_wrong_usage_is_one_line(

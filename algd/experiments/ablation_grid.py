@@ -6,10 +6,12 @@ the verdicts on the console.
 
 import csv
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from algd.experiments.ablation import Task, find_task, plan_cells
+from algd.errors import ConfigError
+from algd.experiments.ablation import Axis, Task, find_task, plan_cells
 from algd.experiments.ablation_axes import AXES
 from algd.experiments.ablation_run import CellResult, run_cells
 from algd.experiments.ablation_table import markdown, tabulate, write_csv
@@ -24,6 +26,7 @@ def ablate(
     directory: Path,
     *,
     envs: Sequence[str] = (),
+    variants: Sequence[str] = (),
     seeds: int = 5,
     jobs: int = 1,
     preset: str | None = None,
@@ -36,6 +39,7 @@ def ablate(
         axis_name: of ``AXES``.
         directory: of the grid; an earlier one there is continued.
         envs: short names of tasks or ids of environments; by default the axis's own tasks.
+        variants: names of the settings to run; by default all of the axis.
         seeds: per variant and task.
         jobs: cells at a time.
         preset: replaces the axis's own.
@@ -43,13 +47,13 @@ def ablate(
         say: receives lines.
 
     Raises:
-        UserError: no cell could be finished, or the folder holds other settings.
+        UserError: no such variant, or the folder holds other settings.
     """
     from algd.experiments.ablation_figures import draw_ablation
     from algd.experiments.lab_style import paper_style
 
     with paper_style():  # says at once where matplotlib is missing
-        axis = AXES[axis_name]
+        axis = _part(AXES[axis_name], variants)
     tasks = [find_task(env) for env in envs or axis.tasks]
     cells = plan_cells(
         axis, tasks, seeds=seeds, directory=directory, preset=preset, overrides=overrides
@@ -71,6 +75,16 @@ def ablate(
             say(f"failed: {result.cell.directory}: {result.error}")
     say(f"table.csv, table.md and {len(figures)} figures: {directory}")
     return results
+
+
+def _part(axis: Axis, names: Sequence[str]) -> Axis:
+    """Keep the named variants, in the axis's order; all of them where none is named."""
+    known = [variant.name for variant in axis.variants]
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"--variant must be one of {', '.join(known)}, got {name!r}")
+    kept = tuple(variant for variant in axis.variants if not names or variant.name in names)
+    return replace(axis, variants=kept)
 
 
 def _sampler_dims(tasks: Sequence[Task]) -> list[int]:

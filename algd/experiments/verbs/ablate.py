@@ -4,7 +4,7 @@ from pathlib import Path
 
 from algd.experiments.arguments import VerbParser, positive_int, split_overrides
 
-_WITH_VALUE = ("--env", "--seeds", "--jobs", "--dir", "--preset")
+_WITH_VALUE = ("--env", "--variant", "--seeds", "--jobs", "--dir", "--preset")
 
 
 def run(arguments: list[str]) -> int:
@@ -19,8 +19,8 @@ def run(arguments: list[str]) -> int:
     )
     parser = VerbParser(
         "ablate",
-        usage="algd ablate AXIS [--env TASK_OR_ID ...] [--seeds N] [--jobs N] [--dir DIR] "
-        "[--KEY=VALUE ...]",
+        usage="algd ablate AXIS [--env TASK_OR_ID ...] [--variant NAME ...] [--seeds N] "
+        "[--jobs N] [--dir DIR] [--KEY=VALUE ...]",
         description="Compare the settings of one axis over seeds. Finished cells are never run "
         f"again.\n\naxes:\n{questions}\n\ntasks of seconds: {', '.join(TASKS)}; any other --env is "
         "an environment's id,\ntrained by its preset for as long as that, or "
@@ -29,6 +29,13 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("axis", choices=tuple(AXES), metavar="AXIS")
     parser.add_argument(
         "--env", action="append", default=[], metavar="TASK_OR_ID", help="may be given repeatedly"
+    )
+    parser.add_argument(
+        "--variant",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a part of the axis: this setting of it; may be given repeatedly",
     )
     parser.add_argument("--seeds", type=positive_int, default=5, help="default 5")
     parser.add_argument("--jobs", type=positive_int, help="cells at a time; default: every core")
@@ -53,6 +60,7 @@ def run(arguments: list[str]) -> int:
         options.axis,
         options.dir or Path("runs") / f"ablation-{options.axis}",
         envs=options.env,
+        variants=options.variant,
         seeds=options.seeds,
         jobs=options.jobs or default_jobs(),
         preset=options.preset,
