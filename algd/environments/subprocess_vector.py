@@ -14,7 +14,6 @@ Workers start by "spawn", so a script that makes such an environment needs the u
 
 import logging
 import os
-import pickle
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -27,7 +26,7 @@ from numpy.typing import NDArray
 from algd.environments.block import EnvBlock, Rows, transition_dtype
 from algd.environments.episodes import EpisodeSnapshot
 from algd.environments.make import EnvConfig
-from algd.environments.subprocess_worker import Command
+from algd.environments.subprocess_worker import Command, pack_episodes, unpack_episodes
 from algd.environments.vector import (
     Float32Array,
     StepResult,
@@ -113,8 +112,8 @@ class SubprocessVectorEnv:
         """Bring the episodes of `snapshot` back (see `VectorCostEnv.restore`)."""
         saved = unpack_snapshot(self._config, self._seed, snapshot)
         for worker in self._workers:
-            worker.send(Command.RESTORE, pickle.dumps(saved[worker.rows]))
-        parts = self._collect(_restored_by, lambda block: block.restore(saved[self._own_rows]))
+            worker.send(Command.RESTORE, pack_episodes(saved[worker.rows]))
+        parts = self._collect(self._restored_by, lambda block: block.restore(saved[self._own_rows]))
         restored = [one for part in parts for one in part]
         dropped = [index for index, (_, exact) in enumerate(restored) if not exact]
         self._running = np.array([episode["episode_index"] for episode in saved])
@@ -200,7 +199,13 @@ class SubprocessVectorEnv:
             self._lost.add(new)
             new.send(Command.SNAPSHOT)
             answer = new.receive()
-        return pickle.loads(answer)  # noqa: S301 - our worker's bytes
+        return unpack_episodes(answer, self.action_dim)
+
+    def _restored_by(self, worker: WorkerProcess) -> list[tuple[Float32Array, bool]]:
+        answer = worker.receive()
+        obs, exact = answer[: -worker.num_envs], answer[-worker.num_envs :]
+        rows = np.frombuffer(obs, np.float32).reshape(worker.num_envs, -1)
+        return list(zip(rows, map(bool, exact), strict=True))
 
     def _replace(self, worker: WorkerProcess, crash: EnvironmentCrash) -> WorkerProcess:
         """Put a new worker in the place of a lost one; its rows of this step say so."""
@@ -230,7 +235,3 @@ class SubprocessVectorEnv:
 
 def _sizes(block: EnvBlock) -> NDArray[np.int64]:
     return np.array(block.sizes, np.int64)
-
-
-def _restored_by(worker: WorkerProcess) -> list[tuple[Float32Array, bool]]:
-    return pickle.loads(worker.receive())  # noqa: S301 - our worker's bytes

@@ -1,20 +1,23 @@
 """The worker of a `SubprocessVectorEnv`: makes its environments and answers its parent's commands.
 
-In: a pipe with commands, each one byte and the raw bytes of its arrays. Out: replies, one byte and
+In: a line with commands, each one byte and the raw bytes of its arrays. Out: replies, one byte and
 the raw bytes of theirs; an exception becomes a reply and the worker lives on. Ctrl-C and SIGTERM
 are the parent's to handle; the worker ends when the parent's end of the pipe closes.
 """
 
+import json
 import signal
 import traceback
+from collections.abc import Sequence
 from enum import Enum
 from multiprocessing.connection import Connection
 
 import numpy as np
 
 from algd.environments.block import EnvBlock, Rows, transition_dtype
+from algd.environments.episodes import EpisodeSnapshot
+from algd.environments.line import Line
 from algd.environments.make import EnvConfig
-from algd.environments.waiting import Waiter
 from algd.errors import ConfigError, UserError
 
 _GRACE_SECONDS = 10  # what SIGTERM to a whole process group leaves the parent for saving
@@ -56,17 +59,17 @@ def serve(
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE_SECONDS))
-    block: EnvBlock | None = None
+    line, block = Line(connection), None
     try:
         try:
             survives = config.max_restarts > 0
             block = EnvBlock(config, seed, indices, episode_indices, survives=survives)
-            connection.send_bytes(Reply.DONE + np.array(block.sizes, np.int64).tobytes())
+            line.send(Reply.DONE + np.array(block.sizes, np.int64).tobytes())
         except Exception as error:
-            connection.send_bytes(_failure(error))
-            connection.recv_bytes()  # nothing but the order to close can follow
+            line.send(_failure(error))
+            line.receive()  # nothing but the order to close can follow
             return
-        _answer_all(connection, block, len(indices))
+        _answer_all(line, block, len(indices))
     except (EOFError, OSError):
         pass  # the parent has ended; so does its worker
     finally:
@@ -74,37 +77,52 @@ def serve(
             block.close()
 
 
-def _answer_all(connection: Connection, block: EnvBlock, num_envs: int) -> None:
+def _answer_all(line: Line, block: EnvBlock, num_envs: int) -> None:
     rows = Rows(np.zeros(num_envs, transition_dtype(block.sizes[0])))
-    waiter = Waiter(connection)
     while True:
-        waiter.wait()
-        message = connection.recv_bytes()
+        line.wait()
+        message = line.receive()
         if message == Command.CLOSE:
             return
         try:
-            _answer(connection, block, rows, message)
+            answer = Reply.DONE + _answer(block, rows, message)
         except Exception as error:
-            connection.send_bytes(_failure(error))
+            answer = _failure(error)
+        line.send(answer)
 
 
-def _answer(connection: Connection, block: EnvBlock, rows: Rows, message: bytes) -> None:
-    command = Command(message[:1])
-    if command is Command.STEP:
-        actions = np.frombuffer(message, np.float32, offset=1).reshape(len(rows.records), -1)
-        crashes = block.step(actions, rows)
-        text = "; ".join(crashes).encode()  # after the rows, whose length the parent knows
-        connection.send_bytes(Reply.DONE + rows.records.tobytes() + text)
-    elif command is Command.RESET:
-        connection.send_bytes(Reply.DONE + block.reset().tobytes())
-    elif command is Command.SNAPSHOT:
-        snapshots = block.snapshot()
-        connection.send_bytes(Reply.DONE)
-        connection.send(snapshots)
-    else:
-        restored = block.restore(connection.recv())
-        connection.send_bytes(Reply.DONE)
-        connection.send(restored)
+def _answer(block: EnvBlock, rows: Rows, message: bytes) -> bytes:
+    command, payload = message[:1], message[1:]
+    if command == Command.STEP:
+        crashes = block.step(
+            np.frombuffer(payload, np.float32).reshape(len(rows.records), -1), rows
+        )
+        # The words after the rows, whose length the parent knows.
+        return rows.records.tobytes() + "; ".join(crashes).encode()
+    if command == Command.RESET:
+        return block.reset().tobytes()
+    if command == Command.SNAPSHOT:
+        return pack_episodes(block.snapshot())
+    restored = block.restore(unpack_episodes(payload, block.sizes[1]))
+    exact = np.array([same for _, same in restored])
+    return np.stack([obs for obs, _ in restored]).tobytes() + exact.tobytes()
+
+
+def pack_episodes(episodes: Sequence[EpisodeSnapshot]) -> bytes:
+    """Write running episodes as JSON; it brings every float back to the last bit."""
+    arrays = ("actions", "obs")
+    return json.dumps(
+        [{**episode, **{name: episode[name].tolist() for name in arrays}} for episode in episodes]
+    ).encode()
+
+
+def unpack_episodes(data: bytes, action_dim: int) -> list[EpisodeSnapshot]:
+    """Read what `pack_episodes` wrote."""
+    episodes: list[EpisodeSnapshot] = json.loads(data)
+    for episode in episodes:
+        episode["actions"] = np.array(episode["actions"], np.float32).reshape(-1, action_dim)
+        episode["obs"] = np.array(episode["obs"], np.float32)
+    return episodes
 
 
 def _failure(error: Exception) -> bytes:

@@ -1,4 +1,4 @@
-"""The parent's side of one worker of a `SubprocessVectorEnv`: its process and its pipe.
+"""The parent's side of one worker of a `SubprocessVectorEnv`: its process and its line.
 
 In: commands, and the seconds that an answer may take. Out: the bytes of the answers; what the
 worker reports, or its death, is raised.
@@ -15,9 +15,9 @@ from multiprocessing.process import BaseProcess
 import numpy as np
 from numpy.typing import NDArray
 
+from algd.environments.line import Line
 from algd.environments.make import EnvConfig
 from algd.environments.subprocess_worker import Command, Reply, serve
-from algd.environments.waiting import Waiter
 from algd.errors import ConfigError, EnvironmentCrash, EnvironmentFault
 
 JOIN_SECONDS = 2.0
@@ -34,13 +34,13 @@ class WorkerProcess:
         self.num_envs = len(indices)
         self.rows = slice(indices[0], indices[-1] + 1)
         self._timeout = config.worker_timeout
-        self.connection, theirs = context.Pipe()
+        ours, theirs = context.Pipe()
+        self._line, self._awake = Line(ours), config.vector == "parallel"
         self._process: BaseProcess = context.Process(
             target=serve, args=(theirs, config, seed, indices, episodes.tolist()), daemon=True
         )
         self._process.start()
         theirs.close()
-        self._waiter, self._awake = Waiter(self.connection), config.vector == "parallel"
         self._deadline = time.monotonic() + self._timeout
 
     def send(self, command: Command, payload: bytes = b"") -> None:
@@ -51,7 +51,7 @@ class WorkerProcess:
         """
         self._deadline = time.monotonic() + self._timeout
         try:
-            self.connection.send_bytes(command + payload)
+            self._line.send(command + payload)
         except OSError as error:
             raise self._death() from error
 
@@ -64,23 +64,23 @@ class WorkerProcess:
         """
         try:
             # Awake only where this process has a core of its own.
-            if not self._waiter.wait_until(self._deadline, awake=self._awake):
+            if not self._line.wait_until(self._deadline, awake=self._awake):
                 raise EnvironmentCrash(
                     f"{self._name()} did not answer within {self._timeout:g} s (env.worker_timeout)"
                 )
-            message = self.connection.recv_bytes()
+            message = self._line.receive()
         except (EOFError, OSError) as error:
             raise self._death() from error
-        reply, payload = Reply(message[:1]), message[1:]
-        if reply is Reply.DONE:
+        reply, payload = message[:1], message[1:]
+        if reply == Reply.DONE:
             return payload
         kinds = {Reply.CONFIG_ERROR: ConfigError, Reply.FAULT: EnvironmentFault}
-        raise kinds.get(reply, RuntimeError)(payload.decode())
+        raise kinds.get(Reply(reply), RuntimeError)(payload.decode())
 
     def ask_to_end(self) -> None:
         """Order the worker to close its environments and end."""
         with suppress(OSError):  # it may have ended already
-            self.connection.send_bytes(Command.CLOSE)
+            self._line.send(Command.CLOSE)
 
     def end(self, deadline: float) -> None:
         """Wait for its end until `time.monotonic()` is `deadline`, then kill it."""
@@ -92,7 +92,7 @@ class WorkerProcess:
         if self._process.is_alive():
             self._process.kill()
             self._process.join()
-        self.connection.close()
+        self._line.close()
 
     def _death(self) -> EnvironmentCrash:
         self._process.join(JOIN_SECONDS)
