@@ -158,6 +158,7 @@ SHORT = {"policy__schedule__num_train_timesteps": 2}
 POLICIES = [
     pytest.param("algd", SHORT, id="ve"),
     pytest.param("sac_alam", {}, id="gaussian"),
+    pytest.param("cvpo", {}, id="cvpo"),
     pytest.param("release_vesde", {"policy__num_timesteps": 2}, id="release_vesde"),
     pytest.param("algd", {}, id="ve-10-levels", marks=pytest.mark.slow),
     pytest.param(

@@ -20,12 +20,12 @@ from algd.experiments.cli import main
 
 pytest.importorskip("ray", reason="extra ray")
 
-# Dead nodes are noticed within seconds, so that the test need not wait for minutes.
+# A dead node refuses connections and is noticed within seconds; one on a busy machine is late.
 _HEALTH = {
     "health_check_initial_delay_ms": 1000,
     "health_check_period_ms": 500,
-    "health_check_timeout_ms": 1000,
-    "health_check_failure_threshold": 3,
+    "health_check_timeout_ms": 20_000,
+    "health_check_failure_threshold": 4,
 }
 
 
@@ -34,6 +34,10 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
     from ray.cluster_utils import Cluster
 
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    # By default Ray's workers give way to all else and its nodes must start within 30 seconds;
+    # beside other work this test would take hours, or fail.
+    monkeypatch.setenv("RAY_worker_niceness", "0")
+    monkeypatch.setenv("RAY_raylet_start_wait_time_s", "300")
     head = {"num_cpus": 0, "_system_config": _HEALTH, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
@@ -43,7 +47,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3600)
 @pytest.mark.filterwarnings("default::ResourceWarning")  # Ray's own pipes
 @pytest.mark.filterwarnings("default::pytest.PytestUnraisableExceptionWarning")
 def test_a_sweep_that_loses_a_worker_node_gives_the_same_table(tmp_path: Path, cluster) -> None:
@@ -59,7 +63,7 @@ def test_a_sweep_that_loses_a_worker_node_gives_the_same_table(tmp_path: Path, c
     process = start(path, out, "--on", "ray", "--address", cluster.address)
     wait_until(lambda: len(half_done(out)) == 2, process)
     cluster.remove_node(doomed, allow_graceful=False)
-    code, printed, told = finish(process, seconds=1200)
+    code, printed, told = finish(process, seconds=3000)
     assert code == 0, told
     assert "Ray, 3 machines, 2 cores" in told
     assert told.count("its Ray worker was lost") == 1
