@@ -52,12 +52,14 @@ class Axis:
 class Task:
     """Where a cell is trained.
 
-    overrides: on top of the quick settings. sampler_dim: of an exact energy, without environment; 0
-    for environments. length: multiplies the updates of the axis.
+    overrides: on top of the quick settings. of_kind: the same for keys that only one kind of policy
+    or multiplier has, by that kind. sampler_dim: of an exact energy, without environment; 0 for
+    environments. length: multiplies the updates of the axis.
     """
 
     name: str
     overrides: Overrides = field(default_factory=dict)
+    of_kind: Mapping[str, Overrides] = field(default_factory=dict)
     sampler_dim: int = 0
     length: int = 1
 
@@ -80,16 +82,26 @@ _FINITE = {
     "critics.discount": 0.9,
     "critics.cost_discount": 0.0,
 }
-# Hard safety. Every collision costs at least 1, so an expected cost of 0.01 is one episode in a
-# hundred; that is far too small a unit for the penalty, hence raw costs. Episodes are finite and
-# observe their step: undiscounted critics pose the problem that the dynamic programme solves.
+# Hard safety: every collision costs at least 1, so any positive limit below 1 forbids them. The
+# limit is also how fast a multiplier falls again (by rho times it at each copy), while it rises by
+# rho times the collisions: 0.01 would hold it at its bound for good. As a unit it would blow up the
+# penalty, hence raw costs. Episodes are finite and observe their step: undiscounted critics pose
+# the problem that the dynamic programme solves. Uniform actions fill the replay first, since a
+# multiplier that is to foresee them must have seen them.
 _CORRIDOR = {
     "env.id": "AnalyticCorridor-v0",
-    "constraint.cost_limit": 0.01,
+    "constraint.cost_limit": 0.15,
     "constraint.unit": "raw",
     "critics.discount": 1.0,
     "critics.cost_discount": 1.0,
-    "train.learning_starts": 4_000,
+    "critics.learning_rate": 2e-3,
+    "multiplier.multiplier_max": 8.0,
+    "train.batch_size": 128,
+    "train.learning_starts": 16_000,
+}
+_CORRIDOR_OF_KIND: dict[str, Overrides] = {
+    "gaussian": {"policy.entropy_coef": 0.005},
+    "statewise_alam": {"multiplier.dual_target_interval": 40, "multiplier.learning_rate": 2e-3},
 }
 # No critic has to keep up: the rate may be high, since it falls to 0 over the training.
 _SAMPLER: Overrides = {"policy.hidden": [128, 128], "policy.learning_rate": 2e-3}
@@ -99,7 +111,7 @@ TASKS: dict[str, Task] = {
         Task("bandit", {"env.id": "AnalyticBandit1-v0", "constraint.cost_limit": 0.5}),
         Task("islands", {"env.id": "AnalyticIslands1-v0", "constraint.cost_limit": 0.05}),
         Task("finite", _FINITE),
-        Task("corridor", _CORRIDOR, length=3),
+        Task("corridor", _CORRIDOR, _CORRIDOR_OF_KIND, length=5),
         Task("energy1", _SAMPLER, sampler_dim=1, length=2),
         Task("energy2", _SAMPLER, sampler_dim=2, length=2),
     )
@@ -124,7 +136,11 @@ _QUICK: Overrides = {
 _QUICK_MULTIPLIER: Overrides = {"multiplier.hidden": [64, 64], "multiplier.learning_rate": 1e-3}
 # Low enough for the multiplier to be within some per cent of that of the hard problem. A denoising
 # policy keeps the rule of its preset.
-_QUICK_GAUSSIAN: Overrides = {"policy.entropy_coef": 0.02}
+_QUICK_OF_KIND: dict[str, Overrides] = {
+    "gaussian": {"policy.entropy_coef": 0.02},
+    "statewise_dual": _QUICK_MULTIPLIER,
+    "statewise_alam": _QUICK_MULTIPLIER,
+}
 _QUIET: Overrides = {
     "tracking.wandb": "disabled",
     "tracking.progress": False,
@@ -168,10 +184,8 @@ def plan_cells(
                 if variant.quick_only and task.name not in TASKS:
                     continue
                 place = directory / "cells" / _slug(task.name) / _slug(variant.name)
-                settings = _base(axis, task, chosen) | dict(overrides or {}) | variant.overrides
-                kind = settings.get("multiplier.kind", "statewise_alam")
-                if task.name in TASKS and kind.startswith("statewise"):
-                    settings = _QUICK_MULTIPLIER | settings
+                own = dict(overrides or {}) | variant.overrides
+                settings = _base(axis, task) | _of_kind(task, chosen, own) | own
                 cells.append(
                     Cell(
                         task=task,
@@ -185,16 +199,25 @@ def plan_cells(
     return cells
 
 
-def _base(axis: Axis, task: Task, preset: str) -> Overrides:
-    """Settings of a task: quick ones for those of seconds, the preset's own for any other."""
+def _of_kind(task: Task, preset: str, own: Overrides) -> Overrides:
+    """Settings that only the cell's kind of policy and multiplier know."""
     from algd.experiments.config import load_config
 
     if task.name not in TASKS:
+        return {}
+    plain = load_config([preset])
+    found: Overrides = {}
+    for part, kind in (("policy", plain.policy.kind), ("multiplier", plain.multiplier.kind)):
+        name = own.get(f"{part}.kind", kind)
+        found |= _QUICK_OF_KIND.get(name, {}) | task.of_kind.get(name, {})
+    return found
+
+
+def _base(axis: Axis, task: Task) -> Overrides:
+    """Settings of a task: quick ones for those of seconds, the preset's own for any other."""
+    if task.name not in TASKS:
         return {**_QUIET, **task.overrides}
-    base = {**_QUIET, **_QUICK}
-    if load_config([preset]).policy.kind == "gaussian":
-        base |= _QUICK_GAUSSIAN
-    base |= task.overrides
+    base = {**_QUIET, **_QUICK, **task.overrides}
     steps = base["train.learning_starts"] + axis.updates * task.length * _ENVS_TOGETHER
     times = ("train.total_steps", "train.checkpoint_interval", "evaluation.interval")
     return base | dict.fromkeys(times, steps)

@@ -15,6 +15,7 @@ from algd.experiments.lab_style import (
     BLACK,
     GREY,
     ONE_COLUMN,
+    ORANGE,
     PALETTE,
     TWO_COLUMNS,
     new_figure,
@@ -23,16 +24,29 @@ from algd.experiments.lab_style import (
 )
 
 _PANEL_HEIGHT = 1.5
+_GROUP_COLOURS = tuple(colour for colour in PALETTE if colour != ORANGE)  # of the goals
 _SHOWN = {
     "conditioning and sampling": ("curvature", "convex", "tv_law", "tv_exact", "w1_exact"),
     "multiplier": ("multiplier_l1", "multiplier_hard_l1", "slackness", "multiplier_tv", "auroc"),
     "safety": ("excess", "violations", "training_violations", "infeasible", "cost_tv"),
     "outcome": ("return", "of_optimum", "both_islands", "cpu_seconds"),
 }
+# What this project set itself, by measure and task; drawn where it applies.
+_GOALS = {
+    ("tv_exact", "energy1"): 0.10,
+    ("tv_exact", "energy2"): 0.15,
+    ("multiplier_l1", "bandit"): 0.10,
+    ("multiplier_l1", "finite"): 0.10,
+    ("of_optimum", "corridor"): 0.95,
+    ("violations", "corridor"): 0.01,
+    ("auroc", "corridor"): 0.95,
+    ("both_islands", "islands"): 0.95,
+    ("infeasible", "islands"): 0.01,
+}
 
 
 def draw_ablation(axis: Axis, rows: Sequence[Row], folder: Path) -> list[Path]:
-    """Draw measures (rows) by task (columns); bars are 95 % intervals, the line the reference."""
+    """Draw measures (rows) by task (columns): 95 % intervals, the reference, and goals."""
     figures = []
     for title, names in _SHOWN.items():
         chosen = [row for row in rows if row.measure.name in names]
@@ -89,9 +103,16 @@ def _draw_panels(axis: Axis, rows: Sequence[Row], title: str, path: Path) -> Pat
                     panel.set_title(task)
                 if across == 0:
                     panel.set_ylabel(_wrapped(measure.label), fontsize=6.5)
-        handles, labels = axes[0, 0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=max(len(labels), 1))
-        figure.suptitle(f"{axis.name}: {title} (95 % intervals over seeds)")
+        named: dict[str, Any] = {}
+        for panel in axes.flat:
+            handles, labels = panel.get_legend_handles_labels()
+            named |= dict(zip(labels, handles, strict=True))
+        columns = min(len(named), 2 if width == ONE_COLUMN else 4)
+        figure.legend(
+            list(named.values()), list(named), loc="outside lower center", ncols=max(columns, 1)
+        )
+        gap = "\n" if width == ONE_COLUMN else " "
+        figure.suptitle(f"{axis.name}: {title}{gap}(95 % intervals over seeds)")
         return save(figure, path)
 
 
@@ -122,7 +143,7 @@ def _draw_panel(axis: Axis, panel: Any, rows: Sequence[Row], *, last: bool) -> N
             markersize=3,
             linewidth=0.8,
             capsize=2,
-            color=PALETTE[index % len(PALETTE)],
+            color=_GROUP_COLOURS[index % len(_GROUP_COLOURS)],
             label=group or "mean over seeds",
         )
     reference = by_name.get(axis.reference)
@@ -134,6 +155,9 @@ def _draw_panel(axis: Axis, panel: Any, rows: Sequence[Row], *, last: bool) -> N
             linestyle=":",
             label=f"reference: {axis.reference}",
         )
+    goal = _GOALS.get((rows[0].measure.name, rows[0].task))
+    if goal is not None:
+        panel.axhline(goal, color=ORANGE, linewidth=0.8, linestyle="--", label="goal")
     _label_variants(axis, panel, places, last=last)
 
 
