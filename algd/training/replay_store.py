@@ -11,6 +11,8 @@ course does not touch the segments of the first.
 
 import logging
 import re
+from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +33,7 @@ from algd.training.manifest import ReplayRecord, Rows
 
 TAIL_FILE = "replay_tail.bin"
 DIRECTORIES = ("replay", "replay_copy")
+_WRITERS = 4
 _SEGMENT_NAME = re.compile(r"segment_\d{8,}_[0-9a-f]{16}\.bin")
 _log = logging.getLogger("algd")
 
@@ -68,12 +71,12 @@ class ReplayStore:
         last_full = end // size
         wanted = range(first // size, last_full)
         self._known = {k: rows for k, rows in self._known.items() if k in wanted}
-        changed = False
-        for k in wanted:
-            if k not in self._known or not self._present(self._known[k]):
-                self._known[k] = self._write_segment(k, replay, max(first, k * size))
-                changed = True
-        if changed:
+        missing = [k for k in wanted if k not in self._known or not self._present(self._known[k])]
+        if missing:
+            with ThreadPoolExecutor(_WRITERS) as pool:  # hashing and the disk need no interpreter
+                starts = [max(first, k * size) for k in missing]
+                written = pool.map(self._write_segment, missing, repeat(replay), starts)
+                self._known |= dict(zip(missing, written, strict=True))
             for directory in self.directories:
                 sync_directory(directory)
         files = [self._known[k] for k in wanted]

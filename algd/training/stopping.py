@@ -32,6 +32,9 @@ class StopAsked(Exception):
 class StopWhileWaiting(Exception):
     """Leaves what has not answered ``STOP_SECONDS`` after a request to stop."""
 
+    def __init__(self) -> None:
+        super().__init__(f"no answer within {STOP_SECONDS:g} s of the request to stop")
+
 
 class StopRequest:
     """Turns the first Ctrl-C or SIGTERM into a flag; a second one ends the process at once."""

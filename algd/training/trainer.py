@@ -177,12 +177,12 @@ class Trainer:
                 self.saver.require_saved(self.env_step)
             except StopAsked:
                 self._stop_if_asked()
-            except StopWhileWaiting:
-                _log.warning("the environment does not answer; its running episodes are dropped")
+            except (StopWhileWaiting, EnvironmentFault) as fault:
+                if self.stop.signal_number is None:
+                    raise self._after_fault(fault) from fault
+                _log.warning("%s; the running episodes are dropped", fault)
                 self.dropped_episodes += self.env.num_envs
                 self._stop_if_asked(with_env=False)
-            except EnvironmentFault as fault:
-                raise self._after_fault(fault) from fault
 
     def _step_environment(self) -> None:
         """Act, step, store; episodes that ended are reported."""
@@ -286,7 +286,7 @@ class Trainer:
         self.saver.save(self.env_step, training_state(self, with_env=with_env), self.replay)
         self.tracker.log_time(self.env_step, {"time/checkpoint": time.perf_counter() - started})
 
-    def _after_fault(self, fault: EnvironmentFault) -> EnvironmentFault:
+    def _after_fault(self, fault: Exception) -> EnvironmentFault:
         """Save what can be saved, and say so."""
         try:
             self._save(with_env=False)

@@ -320,6 +320,7 @@ class WandbRun:
                 ),
             )
 
+        _disable_telemetry()
         wandb.setup(wandb.Settings(silent=True))  # the login, before a run has its own settings
         try:
             run = start(mode)
@@ -385,6 +386,14 @@ def _link(source: Path, copy: Path) -> None:
         copy.hardlink_to(source)
     except OSError:  # another file system, or one without links
         shutil.copyfile(source, copy)
+
+
+def _disable_telemetry() -> None:
+    """Turn off what wandb reports about itself: at exit it waits up to 30 s for its server."""
+    with suppress(ImportError):  # only wandb >= 0.30 has it
+        from wandb.analytics.opentelemetry import opentelemetry_proxy
+
+        opentelemetry_proxy.disable()
 
 
 def _end_service() -> None:

@@ -8,10 +8,12 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from faults.tiny_runs import TINY, run, saved_steps
+from faults.wandb_server import WandbServer
 
 from algd.errors import CheckpointError
 from algd.training.run_lock import LOCK_FILE, RunLock
@@ -21,7 +23,9 @@ ROOT = Path(__file__).parents[2]
 COMMAND = (sys.executable, "-m", "algd.experiments.cli", "train")
 
 
-def start(run_dir: Path, **changes: object) -> "subprocess.Popen[str]":
+def start(
+    run_dir: Path, *, environment: dict[str, str] | None = None, **changes: object
+) -> "subprocess.Popen[str]":
     settings = TINY | {k.replace("__", "."): v for k, v in changes.items()}
     return subprocess.Popen(
         [
@@ -31,7 +35,9 @@ def start(run_dir: Path, **changes: object) -> "subprocess.Popen[str]":
             "--run-dir",
             str(run_dir),
         ],
-        env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"},
+        env=os.environ
+        | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
+        | (environment or {}),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -80,6 +86,77 @@ def test_sigterm_saves_and_exits_with_0_within_10_seconds(
     assert "checkpoint written; continue with: algd train --resume" in error
     assert len(saved_steps(run_dir)) == 1
     assert (run_dir / LOCK_FILE).read_bytes() == b""
+
+
+HANGING = {
+    "env.id": "faults.crashing_envs:Crashing-v0",
+    "env.num_envs": 2,
+    "env.kwargs": {"how": "hang", "index": 1, "episode": 2},
+}
+
+
+@pytest.mark.parametrize("vector", ["subprocess", "parallel", "sync"])
+def test_sigterm_ends_a_run_whose_environment_hangs_within_10_seconds(
+    tmp_path: Path, vector: str
+) -> None:
+    """Far sooner than env.worker_timeout, 120 s, which would have the worker replaced."""
+    run_dir = tmp_path / "run"
+    process = start(
+        run_dir, **{k.replace(".", "__"): v for k, v in HANGING.items()}, env__vector=vector
+    )
+    wait_for(run_dir / "episodes.csv", process, 120)  # two episodes of each environment
+    time.sleep(2.0)  # the third hangs in its third step
+    assert ended_after(signal.SIGTERM, process) < 10.0
+    error = process.communicate()[1]
+    assert process.returncode == 0, error
+    assert "no answer within 2.5 s of the request to stop" in error
+    assert "running episodes" in error
+    assert saved_steps(run_dir) in ([24], [26])  # without the step that hung, or its crash counted
+    assert (run_dir / LOCK_FILE).read_bytes() == b""
+
+
+def seconds_waiting_for_a_core(pid: int) -> float:
+    """Return how long the main thread of a process was ready to run while others ran."""
+    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
+
+
+def ended_after(number: int, process: "subprocess.Popen[str]") -> float:
+    """Send a signal; return the seconds until the process had ended, on a machine of its own."""
+    before = waited = seconds_waiting_for_a_core(process.pid)
+    began = time.monotonic()
+    process.send_signal(number)
+    while process.poll() is None:
+        assert time.monotonic() - began < 120, "it never ended"
+        with suppress(FileNotFoundError):  # it ended just now
+            waited = seconds_waiting_for_a_core(process.pid)
+        time.sleep(0.02)
+    return time.monotonic() - began - (waited - before)
+
+
+@pytest.mark.parametrize("moment", ["training", "the end"])
+def test_sigterm_ends_a_run_whose_wandb_server_hangs_within_10_seconds(
+    tmp_path: Path, moment: str, no_wandb_login: None
+) -> None:
+    run_dir = tmp_path / "run"
+    server = WandbServer("hang")
+    try:
+        process = start(
+            run_dir,
+            environment=server.environment(),
+            tracking__wandb="online",
+            train__total_steps=10**6 if moment == "training" else 90,
+        )
+        wait_for(run_dir / "checkpoints" / "step_000000000090", process)
+        time.sleep(1.0)
+        assert server.started > 0
+        assert ended_after(signal.SIGTERM, process) < 10.0
+        error = process.communicate()[1]
+    finally:
+        server.close()
+    assert process.returncode == 0, error
+    assert "W&B: not all was sent" in error
+    assert len(saved_steps(run_dir)) > 0
+    assert "Traceback" not in error
 
 
 def test_a_second_ctrl_c_ends_at_once(tmp_path: Path) -> None:
