@@ -8,7 +8,8 @@ the median over rounds of a round's mean. Bare is `mj_step` with the same number
 copy of the fast task's state at the start of the round; where gremlins circle, they are moved once
 a step instead of once a substep, outside of the clock. The ablation undoes one gain at a time and
 leaves the others. What several environments do together is measured by `environment_vectors`.
-Prints tables, and writes its parts into results/environment_speed.json beside this file.
+Prints tables, and writes its parts into results/environment_speed.json beside this file. On a
+machine that others use, `chrt -r 1` before the command keeps most of them out.
 """
 
 import argparse
@@ -239,6 +240,7 @@ def machine() -> dict[str, Any]:
         "processor": sorted(models),
         "cores": len(os.sched_getaffinity(0)),
         "load": os.getloadavg()[0],
+        "real_time": os.sched_getscheduler(0) in (os.SCHED_FIFO, os.SCHED_RR),
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in packages},
     }
@@ -271,7 +273,7 @@ def main() -> None:
     result: dict[str, Any] = {part: {} for part in arguments.parts}
     for part, tasks in (("steps", arguments.tasks), ("velocity", VELOCITY_TASKS)):
         for env_id in tasks if part in result else ():
-            us = measure_steps(env_id, rounds=15 // scale, steps=100)
+            us = measure_steps(env_id, rounds=10 // scale, steps=400)
             if part == "velocity":
                 del us["trained"]  # robots that fall stand up again there alone
             result[part][env_id] = us
@@ -287,7 +289,7 @@ def main() -> None:
             }
         print("ablation", json.dumps(result["ablation"], indent=2), flush=True)
     for env_id in VECTOR_TASKS if "vectors" in result else ():
-        result["vectors"][env_id] = measure_vectors(env_id, arguments.envs, rounds=10 // scale)
+        result["vectors"][env_id] = measure_vectors(env_id, arguments.envs, rounds=40 // scale)
         print(env_id, "vectors", json.dumps(result["vectors"][env_id], indent=2), flush=True)
     if not arguments.quick:
         store(result)
