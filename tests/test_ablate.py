@@ -71,6 +71,8 @@ def test_differences_are_paired_by_seed_and_judged_by_direction() -> None:
     assert rows["on", "return"].verdict == "worse"  # less return
     assert rows["on", "excess"].difference.mean == pytest.approx(-1.015)
     assert rows["on", "excess"].value.half > 15.0
+    assert rows["on", "return"].ratio == pytest.approx((15.0 - 1.015) / 15.0)
+    assert rows["off", "return"].ratio == 1.0
 
 
 def test_overlapping_and_single_seeds_decide_nothing() -> None:

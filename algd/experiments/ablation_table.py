@@ -19,6 +19,7 @@ from algd.experiments.ablation_measures import CLAIMS, MEASURES, Measure
 from algd.experiments.ablation_run import CellResult
 
 _LEVEL = 0.95
+_AS_RATIO = ("multiplier_tv", "cost_tv")  # oscillations: told as ratios, too
 _KEYS = ("task", "variant", "measure", "seeds")
 Verdict = Literal["better", "worse", "no difference", "unknown", "reference"]
 
@@ -52,6 +53,13 @@ class Row:
     value: Interval
     difference: Interval
     verdict: Verdict
+
+    @property
+    def ratio(self) -> float:
+        """Mean over the reference's mean on the same seeds; NaN where that is 0 or unknown."""
+        base = self.value.mean - self.difference.mean
+        paired = self.difference.count == self.value.count
+        return self.value.mean / base if paired and base != 0.0 else math.nan
 
 
 def _ends(interval: Interval) -> tuple[float, float, float]:
@@ -110,14 +118,14 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
         writer.writerow(
             [*_KEYS, "mean", "low", "high"]
             + [f"difference_{part}" for part in ("mean", "low", "high")]
-            + ["verdict"]
+            + ["ratio", "verdict"]
         )
         for row in rows:
             value, change = row.value, row.difference
             writer.writerow(
                 [row.task, row.variant, row.measure.name, value.count]
                 + [f"{number!r}" for interval in (value, change) for number in _ends(interval)]
-                + [row.verdict]
+                + [f"{row.ratio!r}", row.verdict]
             )
 
 
@@ -185,7 +193,8 @@ def _difference_text(row: Row) -> str:
     change = row.difference
     if math.isnan(change.half):
         return row.variant
-    return f"{row.variant} ({change.mean:+.2g} [{change.low:.2g}, {change.high:.2g}])"
+    times = f", x {row.ratio:.2g}" if row.measure.name in _AS_RATIO else ""
+    return f"{row.variant} ({change.mean:+.2g} [{change.low:.2g}, {change.high:.2g}]{times})"
 
 
 def _verdict(measure: Measure, difference: Interval) -> Verdict:
