@@ -62,6 +62,10 @@ def terminal_table(comparison: Comparison) -> str:
     limits = sorted({one.cost_limit for row in comparison.rows for one in row.summaries})
     title = f"{comparison.env_id}, cost limit {', '.join(f'{limit:g}' for limit in limits)}"
     cut = [f"  {text} = {label}" for label, text in short.items() if text != label]
+    if comparison.env_id == ALL_ENVIRONMENTS:
+        cut.append(
+            "  means over the environments, which count alike; cost/limit: cost over its limit"
+        )
     return "\n".join([title, *table, *cut])
 
 
