@@ -103,16 +103,20 @@ class _Sweep:
         return gradient
 
 
-def _run(
+def sweep(
     spec: Passes, inputs: Sequence[Tensor], wanted: Sequence[int]
 ) -> tuple[Tensor, list[Tensor]]:
-    """Return outputs (E, N, 1) and, by wanted input, slopes (E, N, F)."""
-    sweep = _Sweep(spec, inputs, wanted)
-    members, rows = len(spec.members), len(sweep.joined)
+    """Return outputs (E, N, 1) and, by wanted input, slopes (E, N, F), outside of autograd.
+
+    Args:
+        inputs: as ``can_sweep`` describes them. wanted: which of them; of the full leading shape.
+    """
+    blocks = _Sweep(spec, inputs, wanted)
+    members, rows = len(spec.members), len(blocks.joined)
     outputs = inputs[0].new_empty(members, rows)
     slopes = [inputs[i].new_empty(members, rows, inputs[i].shape[-1]) for i in wanted]
     for index, member in enumerate(spec.members):
-        sweep.member(member, outputs[index], [slope[index] for slope in slopes])
+        blocks.member(member, outputs[index], [slope[index] for slope in slopes])
     return outputs.unsqueeze(-1), slopes
 
 
@@ -123,7 +127,7 @@ class _Frozen(torch.autograd.Function):
     def forward(ctx, spec: Passes, *tensors: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Return outputs (E, N, 1)."""
         wanted = [i for i in range(len(spec.parts)) if ctx.needs_input_grad[1 + i]]
-        outputs, slopes = _run(spec, tensors[: len(spec.parts)], wanted)
+        outputs, slopes = sweep(spec, tensors[: len(spec.parts)], wanted)
         ctx.spec, ctx.wanted, ctx.slopes = spec, wanted, slopes
         ctx.save_for_backward(*tensors)
         return outputs
@@ -147,4 +151,4 @@ def run_frozen(
     """Return the outputs of all members, (E, N, 1), differentiable in the inputs."""
     if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
         return _Frozen.apply(spec, *inputs, *weights, *biases)  # pyright: ignore[reportIncompatibleMethodOverride]
-    return _run(spec, inputs, ())[0]
+    return sweep(spec, inputs, ())[0]

@@ -6,7 +6,7 @@ pessimistically, for the cost (arXiv 2602.02924); reachability targets as in arX
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -64,6 +64,13 @@ class CriticConfig:
             )
         if not 0.0 < self.learning_rate < float("inf"):
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
+
+
+class Slope(NamedTuple):
+    """Values (*S, B) and their gradient in the actions, (*S, B, A)."""
+
+    value: Tensor
+    slope: Tensor
 
 
 def td_target(
@@ -145,8 +152,36 @@ class SafeCritics(nn.Module):
         q_reward = self.reward_target(obs, action).squeeze(-1).amin(0)
         return q_reward, self._pessimistic(self.cost_target(obs, action).squeeze(-1))
 
+    @torch.no_grad()
+    def slopes(self, obs: Tensor, action: Tensor) -> tuple[Slope, Slope]:
+        """Return ``q_reward`` and ``q_cost`` with their slopes; for eager computation on a CPU."""
+        twins = self.reward.slopes(obs, action)
+        q_reward = twins.value.amin(0)
+        smaller = (twins.value == q_reward).to(q_reward.dtype)
+        # Where both agree, each counts half, as in the gradient of ``amin``.
+        share = smaller / smaller.sum(0)
+        members = self.cost.slopes(obs, action)
+        q_cost, weight = (
+            members.value.mean(0),
+            torch.full_like(members.value, 1 / len(members.value)),
+        )
+        if self._is_pessimistic:
+            freedom = len(members.value) - 1
+            deviation = members.value - q_cost
+            std = (deviation.square().sum(0) / freedom + _VARIANCE_FLOOR).sqrt()
+            q_cost = q_cost + self.config.cost_pessimism * std
+            weight += self.config.cost_pessimism / freedom * deviation / std
+        return (
+            Slope(q_reward, (share.unsqueeze(-1) * twins.slope).sum(0)),
+            Slope(q_cost, (weight.unsqueeze(-1) * members.slope).sum(0)),
+        )
+
+    @property
+    def _is_pessimistic(self) -> bool:
+        return self.config.num_cost_critics > 1 and self.config.cost_pessimism != 0.0
+
     def _pessimistic(self, values: Float[Tensor, "E ..."]) -> Tensor:
-        if self.config.num_cost_critics == 1 or self.config.cost_pessimism == 0.0:
+        if not self._is_pessimistic:
             return values.mean(0)
         # ``Tensor.var`` over the first dimension takes five times as long.
         mean = values.mean(0)

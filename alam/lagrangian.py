@@ -143,7 +143,17 @@ class Constraint(nn.Module):
             )
         # Batch hinge: every row is weighed by the one dual target of the batch mean. The value of
         # the energy is linear in the row's violation, so differences between rows stay meaningful.
-        weight = dual_target(
-            multiplier.mean(), violation.detach().mean(), penalty_coef=self.penalty_coef
-        )
-        return lagrangian(q_reward, violation, weight.expand_as(violation))
+        weight = self.violation_weight(violation.detach(), multiplier)
+        return lagrangian(q_reward, violation, weight)
+
+    def violation_weight(
+        self, violation: Float[Tensor, "*#B"], multiplier: Float[Tensor, "*#B"]
+    ) -> Float[Tensor, "..."]:
+        """Return d energy / d violation, of the shape of the violation."""
+        if not self.config.augmented:
+            return multiplier.expand_as(violation)
+        if self.config.hinge == "batch":
+            multiplier, mean = multiplier.mean(), violation.mean()
+            weight = dual_target(multiplier, mean, penalty_coef=self.penalty_coef)
+            return weight.expand_as(violation)
+        return dual_target(multiplier, violation, penalty_coef=self.penalty_coef)

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from alam import cpu_regression
-from alam.cpu_frozen import can_sweep, run_frozen
+from alam.cpu_frozen import can_sweep, run_frozen, sweep
 from alam.cpu_passes import Member, Passes, broadcast_leading, members_of, run
 
 Activation = Literal["relu", "silu", "tanh", "mish"]
@@ -110,6 +110,18 @@ class EnsembleMLP(nn.Module):
             output = differentiable(tensors, weights, biases)
         return output.unflatten(1, leading)
 
+    def slopes(self, obs: Float[Tensor, "B O"], action: Float[Tensor, "*S B A"]) -> "Slopes":
+        """Return outputs and their gradient in the second part; for eager computation on a CPU.
+
+        The output has one feature.
+        """
+        leading = action.shape[:-1]
+        parts = (False, False)
+        plain = partial(self._stacked, parts)
+        passes = Passes(self.activation_name, self.parts, parts, leading, self.members(), plain)
+        outputs, slopes = sweep(passes, (obs, action), (1,))
+        return Slopes(outputs.view(-1, *leading), slopes[0].view(-1, *action.shape))
+
     def regress(self, *inputs: Tensor, target: Tensor) -> Float[Tensor, "E B"]:
         """Return the outputs, and leave the gradient of the squared error in the weights.
 
@@ -179,6 +191,13 @@ class EnsembleMLP(nn.Module):
 def _tensors(parameters: nn.ParameterList) -> list[Tensor]:
     """Return the members; from the dictionary under the list, which takes 20 us to read."""
     return list(parameters._parameters.values())  # pyright: ignore[reportReturnType]
+
+
+class Slopes(NamedTuple):
+    """Outputs of all members (E, *S, B) and their gradient in the actions, (E, *S, B, A)."""
+
+    value: Tensor
+    slope: Tensor
 
 
 class Projection(NamedTuple):

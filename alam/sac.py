@@ -6,7 +6,7 @@ and with a multiplier fixed at 0.
 """
 
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from alam.acting import GaussianSampler, KeptSampler
 from alam.critics import CriticConfig, SafeCritics
+from alam.energy import Evaluate, FrozenEnergy, differentiable_energy
 from alam.gaussian import GaussianPolicy, GaussianPolicyConfig
 from alam.lagrangian import Constraint, ConstraintConfig, cost_threshold
 from alam.multiplier import Multiplier, MultiplierConfig, StatewiseALaMConfig, make_multiplier
@@ -119,6 +120,15 @@ class ConstrainedLearner:
         else:
             held = multiplier[: len(obs)]
         return self.constraint.energy(q_reward, violation, held), violation
+
+    def energy_of(self, obs: Float[Tensor, "N O"]) -> Evaluate:
+        """Return ``evaluate`` for the first rows of a batch, its multipliers asked for once."""
+        with torch.no_grad():
+            multiplier = self.multiplier(obs)
+        evaluate = partial(self.evaluate, multiplier=multiplier)
+        if not self.critics.reward.written_out(obs):
+            return evaluate
+        return FrozenEnergy(evaluate, self.critics, self.constraint, multiplier)
 
     @torch.no_grad()
     def multiplier_signal(self, batch: Batch, policy_violation: Tensor) -> Tensor:
@@ -245,7 +255,8 @@ class SACAgent(GaussianLearner):
     ) -> tuple[Float[Tensor, " B"], Metrics]:
         """Minimise E[entropy_coef * log pi + energy], the multiplier detached."""
         action, log_prob = self.policy.sample(batch.obs, noise)
-        energy, violation = self.evaluate(batch.obs, action)
+        evaluate = self.energy_of(batch.obs)
+        energy, violation = differentiable_energy(evaluate, batch.obs, action)
         loss = (entropy_coef * log_prob + energy).mean()
         self.policy_optimizer.zero_grad(set_to_none=True)
         loss.backward()

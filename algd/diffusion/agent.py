@@ -5,7 +5,6 @@ names takes the place of lambda(s).
 """
 
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from alam.acting import KeptSampler
 from alam.critics import CriticConfig
+from alam.energy import Evaluate
 from alam.lagrangian import ConstraintConfig
 from alam.multiplier import MultiplierConfig, StatewiseALaMConfig
 from alam.networks import make_adam
@@ -25,7 +25,6 @@ from algd.diffusion.acting import ChainSampler
 from algd.diffusion.policy import (
     DiffusionPolicy,
     DiffusionPolicyConfig,
-    Evaluate,
     PolicyLoss,
     best_of,
 )
@@ -144,8 +143,7 @@ class ALGDAgent(ConstrainedLearner):
             next_action = self.policy.sample(batch.next_obs, chain_noise)
         metrics = self.critics.update(batch, next_action)
         if self.num_updates % self.config.policy.update_interval == 0:
-            with torch.no_grad():
-                evaluate = partial(self.evaluate, multiplier=self.multiplier(batch.obs))
+            evaluate = self.energy_of(batch.obs)
             result = self._update_policy(batch, evaluate, loss_noise)
             signal = self.multiplier_signal(batch, result.violation)
             metrics |= result.metrics | self._update_temperature(batch, evaluate)

@@ -5,7 +5,6 @@ Relation: ALGD (arXiv 2602.02924). The chain lives in a latent u, a = tanh(u); t
 carries the change of variables (ours), so that actions follow exp(-energy / temperature).
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, NamedTuple
 
@@ -14,6 +13,7 @@ from einops import repeat
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from alam.energy import Evaluate, differentiable_energy, energy_slopes
 from alam.gaussian import log_one_minus_tanh_squared
 from alam.networks import Activation
 from alam.types import Metrics
@@ -22,9 +22,6 @@ from algd.diffusion.denoiser import PredictionType, ScoreNetwork
 from algd.diffusion.schedule import NoiseSchedule, ScheduleConfig
 from algd.diffusion.score import Estimator, antithetic, estimate_score, propose
 from algd.diffusion.temperature import TemperatureConfig
-
-Evaluate = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""(obs (B, O), actions (*S, B, A)) -> energy and constraint violation, each (*S, B)."""
 
 _LATENT_LIMIT = 0.999  # replayed actions are pulled inside the box before atanh
 
@@ -120,6 +117,27 @@ def latent_energy(
     """Return energy(s, tanh u) - temperature * sum_i log(1 - tanh(u_i)^2)."""
     energy, _ = evaluate(obs, torch.tanh(latent))
     return energy - temperature * log_one_minus_tanh_squared(latent).sum(-1)
+
+
+class LatentEnergyOf:
+    """``latent_energy`` of given observations, and its gradient."""
+
+    def __init__(self, evaluate: Evaluate, obs: Tensor, temperature: Tensor) -> None:
+        self.evaluate, self.obs, self.temperature = evaluate, obs, temperature
+
+    def __call__(self, latent: Float[Tensor, "*S B A"]) -> Float[Tensor, "*S B"]:
+        """Return the latent energy."""
+        return latent_energy(self.evaluate, self.obs, latent, self.temperature)
+
+    @torch.no_grad()
+    def slopes(self, latent: Float[Tensor, "*S B A"]) -> tuple[Tensor, Tensor]:
+        """Return the latent energy and its gradient in the latent, detached."""
+        action = torch.tanh(latent)
+        energy, _, slope = energy_slopes(self.evaluate, self.obs, action)
+        volume = log_one_minus_tanh_squared(latent).sum(-1)
+        # d log(1 - tanh(u)^2) / du = -2 tanh(u)
+        gradient = slope * (1.0 - action.square()) + 2.0 * self.temperature * action
+        return energy - self.temperature * volume, gradient
 
 
 class DiffusionPolicy(nn.Module):
@@ -258,7 +276,7 @@ class DiffusionPolicy(nn.Module):
         with torch.set_grad_enabled(self.config.chain_coef > 0):
             clean_latent = self.denoise(obs, chain_noise, gradient_steps=self.config.chain_steps)
             action = torch.tanh(clean_latent)
-            energy, violation = evaluate(obs, action)
+            energy, violation = differentiable_energy(evaluate, obs, action)
         metrics: Metrics = {"train/energy": energy.detach().mean()}
         loss = torch.zeros((), device=obs.device)
         if self.config.chain_coef > 0:
@@ -311,7 +329,7 @@ class DiffusionPolicy(nn.Module):
         score = estimate_score(
             self.config.estimator,
             proposals,
-            lambda latent: latent_energy(evaluate, obs, latent, temperature),
+            LatentEnergyOf(evaluate, obs, temperature),
             level,
             self.schedule.alphas,
             self.schedule.sigmas,

@@ -16,10 +16,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from alam.energy import Evaluate, differentiable_energy, energy_slopes
 from alam.networks import MLP, Projection
 from alam.types import Metrics
 from algd.diffusion.cpu_chain import ChainStep, can_run, run_chain
-from algd.diffusion.policy import Evaluate, PolicyLoss
+from algd.diffusion.policy import PolicyLoss
 from algd.diffusion.schedule import ScheduleConfig, noise_levels
 from algd.diffusion.temperature import TemperatureConfig
 
@@ -236,10 +237,7 @@ class ReleasePolicy(nn.Module):
     ) -> Float[Tensor, "B A"]:
         """Return -sum_i w_i grad energy(a_i) / temperature at a_i = a_tau + sigma eps_i."""
         proposals = (noisy_action.detach() + self.sigmas[level].unsqueeze(-1) * noise).detach()
-        with torch.enable_grad():
-            proposals.requires_grad_(True)
-            energy, _ = evaluate(obs, proposals)
-            (gradient,) = torch.autograd.grad(energy.sum(), proposals)
+        energy, _, gradient = energy_slopes(evaluate, obs, proposals)
         with torch.no_grad():
             weights = F.softmax(-energy / temperature, dim=0).unsqueeze(-1)
             return -(weights * gradient).sum(0) / temperature
@@ -258,7 +256,7 @@ class ReleasePolicy(nn.Module):
         ``replay_action`` is not used: training points are levels of the policy's own chain.
         """
         action, recorded = self.rollout(obs, noise[: self.num_noises], level)
-        energy, violation = evaluate(obs, action)
+        energy, violation = differentiable_energy(evaluate, obs, action)
         target = self.score_target(
             obs, recorded, evaluate, temperature, noise[self.num_noises :], level
         )

@@ -137,6 +137,23 @@ def mix_by_variance(
     return weight * first.score + (1.0 - weight) * second.score
 
 
+def slopes_of(
+    energy: LatentEnergy, latent: Float[Tensor, "S B A"]
+) -> tuple[Float[Tensor, "S B"], Float[Tensor, "S B A"]]:
+    """Return energy and gradient, detached.
+
+    They come from the energy's own method ``slopes`` where it has one, from autograd elsewhere.
+    """
+    rule = getattr(energy, "slopes", None)
+    if rule is not None:
+        return rule(latent)
+    with torch.enable_grad():
+        latent = latent.detach().requires_grad_(True)
+        values = energy(latent)
+        (gradient,) = torch.autograd.grad(values.sum(), latent)
+    return values.detach(), gradient
+
+
 def estimate_score(
     estimator: Estimator,
     proposals: Proposals,
@@ -159,12 +176,9 @@ def estimate_score(
         with torch.no_grad():
             weights = importance_weights(energy(proposals.latent), proposals.log_ratio, temperature)
             return denoising_score(proposals, weights, alpha, sigma).score
-    with torch.enable_grad():
-        latent = proposals.latent.detach().requires_grad_(True)
-        values = energy(latent)
-        (gradient,) = torch.autograd.grad(values.sum(), latent)
+    values, gradient = slopes_of(energy, proposals.latent)
     with torch.no_grad():
-        weights = importance_weights(values.detach(), proposals.log_ratio, temperature)
+        weights = importance_weights(values, proposals.log_ratio, temperature)
         by_target = target_score(gradient, weights, alpha, temperature)
         if estimator == "target":
             return by_target.score
