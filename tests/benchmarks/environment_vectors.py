@@ -2,7 +2,8 @@
 
 In: a task and a number of environments. Out: for each kind the median rate of wall time over short
 rounds, which alternate between the kinds. Wall time is disturbed by whatever else runs, so the
-cores that other programs took meanwhile are measured, too.
+cores that other programs took meanwhile are measured, too, and the upper quartile says what the
+better rounds gave.
 """
 
 import multiprocessing
@@ -78,11 +79,14 @@ def measure_vectors(env_id: str, num_envs: int, rounds: int) -> dict[str, Any]:
     for env in envs.values():
         env.close()
     medians = {name: statistics.median(values) for name, values in rates.items()}
+    upper = {name: float(np.percentile(values, 75)) for name, values in rates.items()}
     return {
         "num_envs": num_envs,
         "rounds": rounds,
         "steps_per_second": medians,
         "times_one": {name: medians[name] / medians["one"] for name in KINDS[1:]},
+        "upper_quartile": upper,
+        "upper_times_one": {name: upper[name] / upper["one"] for name in KINDS[1:]},
         "others": {name: statistics.mean(values) for name, values in others.items()},
         "load": os.getloadavg()[0],
     }
