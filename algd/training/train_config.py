@@ -26,7 +26,7 @@ class TrainConfig:
     on_save_error: when the disk refuses a checkpoint or a row, ``stop`` with one line, or
         ``continue`` with a warning each time and try again at the next interval.
     device: ``auto`` takes CUDA when present. num_threads: of torch on a CPU; more than 1 is slower
-        at these sizes, up to 5 times on a busy machine.
+        at these sizes, up to 5 times on a busy machine, and another number gives other last bits.
     batch_size: rows per update. buffer_size: rows of the replay buffer; the oldest make room.
     keep_checkpoints: how many of the latest are kept.
     """

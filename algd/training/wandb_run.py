@@ -408,9 +408,10 @@ def _end_service() -> None:
     waiting.start()
     waiting.join(_TEARDOWN_SECONDS)
     for task in Path("/proc/self/task").iterdir():
-        for child in (task / "children").read_text().split():
-            if Path(f"/proc/{child}/comm").read_text().startswith("wandb"):
-                os.kill(int(child), signal.SIGKILL)
+        with suppress(OSError):  # a thread or process that ended just now
+            for child in (task / "children").read_text().split():
+                if Path(f"/proc/{child}/comm").read_text().startswith("wandb"):
+                    os.kill(int(child), signal.SIGKILL)
     waiting.join(_TEARDOWN_SECONDS)
 
 
