@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from alam.critics import CriticConfig
+from alam.cvpo import CVPOAgent, CVPOConfig, CVPOPolicyConfig
 from alam.gaussian import GaussianPolicyConfig
 from alam.lagrangian import ConstraintConfig
 from alam.multiplier import StatewiseALaMConfig
@@ -26,7 +27,7 @@ CRITICS = CriticConfig(hidden=HIDDEN, num_cost_critics=2, cost_pessimism=0.0, le
 STATES = np.linspace(-0.95, 0.95, 60).astype(np.float32)
 
 
-def train_on_bandit(agent: SACAgent | ALGDAgent, *, steps: int) -> None:
+def train_on_bandit(agent: SACAgent | ALGDAgent | CVPOAgent, *, steps: int) -> None:
     """Eight one-step episodes and one update of 128 rows at a time."""
     task = BanditTask(1)
     replay = ReplayBuffer(8 * steps, 1, 1)
@@ -101,6 +102,36 @@ def test_algd_meets_the_optimum_of_the_constrained_bandit() -> None:
     agent = ALGDAgent(1, 1, config, episode_length=1, seed=0)
     train_on_bandit(agent, steps=5000)
     assert_optimal(agent, temperature=0.02)
+
+
+@pytest.mark.learning
+@pytest.mark.timeout(900)
+def test_cvpo_comes_to_the_optimum_under_a_mean_cost() -> None:
+    """Its one multiplier bounds the cost averaged over states; here by 0.3, at lambda = 0.2694.
+
+    Per state the optimum is argmax of -(a - mu)^2 - lambda [a - b + d]_+, with a kink at b - d.
+    """
+    task, limit, states = BanditTask(1), 0.3, np.linspace(-0.995, 0.995, 200)
+    free, kink = task.preferred_along(states) - 0.5 * 0.2694, task.bound_along(states) - 0.5
+    optimum = np.where(free > kink, free, np.minimum(task.preferred_along(states), kink))
+    assert task.cost(states, optimum[:, None]).mean() == pytest.approx(limit, abs=1e-4)
+    config = CVPOConfig(
+        policy=CVPOPolicyConfig(hidden=HIDDEN),
+        critics=CriticConfig(
+            hidden=HIDDEN, num_cost_critics=1, cost_activation="relu", learning_rate=1e-3
+        ),
+        constraint=ConstraintConfig(cost_limit=limit, augmented=False, unit="raw"),
+    )
+    agent = CVPOAgent(1, 1, config, episode_length=1, seed=0)
+    train_on_bandit(agent, steps=1200)
+    generator = torch.Generator().manual_seed(3)
+    obs = states[:, None].astype(np.float32)
+    actions = np.stack([agent.act(obs, generator=generator) for _ in range(200)])
+    error = float(np.abs(actions.mean(0)[:, 0] - optimum).mean())
+    cost = float(np.mean([task.cost(states, drawn) for drawn in actions]))
+    print(f"mean action off by {error:.3f}; cost {cost:.3f} of {limit}")
+    assert error < 0.05
+    assert cost == pytest.approx(limit, abs=0.04)
 
 
 def train_on_islands(agent: SACAgent | ALGDAgent, *, steps: int) -> None:
