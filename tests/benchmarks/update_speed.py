@@ -69,39 +69,41 @@ def measure_updates(rounds: int) -> dict[str, Any]:
     modes = {name: mode_run(settings) for name, settings in MODES.items()}
     fast, gemm_flops = gemm_run()
     plain, _ = torch_gemm_run()
-    runs: dict[str, Callable[[], object]] = {"gemm": fast, "torch_gemm": plain}
-    flops: dict[str, int] = {}
-    for preset, agent in agents.items():
-        agent.update(batch)
-        flops[preset] = count_flops(lambda agent=agent: agent.update(batch))
-        runs[preset] = lambda agent=agent: agent.update(batch)
-        runs[f"{preset}/products"] = products_run(runs[preset])
-        runs[f"{preset}/reference"] = lambda learner=references[preset]: learner.update(batch)
-    flops["release_vesde/reference"] = count_flops(runs["release_vesde/reference"])
-    runs |= modes
-    # The policies of the modes move every second or third update.
-    repeats = {"gemm": 20, "torch_gemm": 20} | dict.fromkeys(modes, 6)
-    for preset in EXACT:
-        repeats |= dict.fromkeys((preset, f"{preset}/products", f"{preset}/reference"), 3)
-    times = alternating_medians(runs, rounds=rounds, repeats=repeats)
+    gemms: dict[str, Callable[[], object]] = {"gemm": fast, "torch_gemm": plain}
+    times = alternating_medians(gemms, rounds=rounds, repeats=dict.fromkeys(gemms, 20))
     rate = gemm_flops / times["gemm"] / 1e6
     torch_rate = gemm_flops / times["torch_gemm"] / 1e6
     result: dict[str, Any] = {"gemm_gflops": rate, "torch_gemm_gflops": torch_rate}
-    for preset in EXACT:
-        floor = flops[preset] / rate / 1e6
-        result[preset] = {
-            "ms": times[preset],
-            "reference_ms": times[f"{preset}/reference"],
-            "ratio": times[f"{preset}/reference"] / times[preset],
-            "gflop": flops[preset] / 1e9,
-            "floor_ms": floor,
-            "over_floor": times[preset] / floor,
-            "over_torch_floor": times[preset] / (flops[preset] / torch_rate / 1e6),
-            "products_ms": times[f"{preset}/products"],
-            "over_products": times[preset] / times[f"{preset}/products"],
+    for preset, agent in agents.items():
+        agent.update(batch)
+        gflop = count_flops(lambda agent=agent: agent.update(batch)) / 1e9
+        # A process that trains holds one agent: each takes turns with its own reference alone.
+        runs: dict[str, Callable[[], object]] = {
+            "this": lambda agent=agent: agent.update(batch),
+            "reference": lambda learner=references[preset]: learner.update(batch),
         }
-    result["release_vesde"]["reference_gflop"] = flops["release_vesde/reference"] / 1e9
-    reference = times["release_vesde/reference"]
+        times = alternating_medians(runs, rounds=rounds, repeats=dict.fromkeys(runs, 4))
+        products = {"products": products_run(runs["this"])}
+        times |= alternating_medians(products, rounds=rounds, repeats={"products": 2})
+        floor = 1e3 * gflop / rate
+        result[preset] = {
+            "ms": times["this"],
+            "reference_ms": times["reference"],
+            "ratio": times["reference"] / times["this"],
+            "gflop": gflop,
+            "floor_ms": floor,
+            "over_floor": times["this"] / floor,
+            "over_torch_floor": times["this"] / (1e3 * gflop / torch_rate),
+            "products_ms": times["products"],
+            "over_products": times["this"] / times["products"],
+        }
+    plain_release = references["release_vesde"]
+    flops = count_flops(lambda: plain_release.update(batch))
+    result["release_vesde"]["reference_gflop"] = flops / 1e9
+    # The policies of the modes move every second or third update.
+    runs = modes | {"reference": lambda: plain_release.update(batch)}
+    times = alternating_medians(runs, rounds=rounds, repeats=dict.fromkeys(modes, 6))
+    reference = times["reference"]
     result["modes"] = {
         name: {"ms": times[name], "reference_ms": reference, "ratio": reference / times[name]}
         for name in MODES
