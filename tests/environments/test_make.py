@@ -8,6 +8,7 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from algd.environments import rendering, safety_package
+from algd.environments.fast import builder, layout, velocity, world
 from algd.environments.make import EnvConfig, known_env_ids, make_env
 from algd.environments.safety_gymnasium import safety_task_ids
 from algd.errors import ConfigError, EnvironmentFault
@@ -134,16 +135,28 @@ def test_render_modes_other_than_rgb_array_are_refused():
         make_env(f"{HERE}:Counting-v0", render_mode="rgb_array")
 
 
+def forget_the_package():
+    """Import it anew next time, and build anew every class that is made of its classes."""
+    for cached in (
+        safety_package.load,
+        safety_package.untextured_world_class,
+        builder.fast_builder_class,
+        layout.layout_generator_class,
+        velocity.fast_velocity_class,
+        world.moved_world_class,
+    ):
+        cached.cache_clear()
+
+
 @pytest.mark.parametrize("missing", ["mujoco", "safety_gymnasium"])
 def test_a_missing_package_is_one_line_with_the_install_commands(missing, monkeypatch):
-    safety_package.load.cache_clear()
+    forget_the_package()
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(EnvironmentFault, match=rf"{missing} is not installed.*--no-deps") as caught:
         make_env("SafetyPointGoal1-v0")
     assert "\n" not in str(caught.value)
     monkeypatch.undo()
-    safety_package.load.cache_clear()
-    safety_package.untextured_world_class.cache_clear()
+    forget_the_package()
     assert make_env("SafetyPointGoal1-v0").obs_dim == 60
 
 
