@@ -23,6 +23,15 @@ SEEDS ?= 1
 STAMP := $(VENV)/.built-$(shell cat requirements.lock pyproject.toml | sha256sum | cut -c1-16)
 # Without dependencies: the lock names them all, and those that safety-gymnasium pins cannot be installed.
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps
+# Of the builds of torch pip takes the one it ranks first, as ever: with hashes it would pass over a CPU
+# build in a directory (--find-links). So torch comes first, and its hash is looked up here.
+TORCH := $(shell sed -n 's/^torch==\([^ ]*\).*/torch-\1/p' requirements.lock)
+INSTALL_TORCH = $(BIN)/python -m pip download --disable-pip-version-check --quiet --no-deps \
+    --dest $(VENV)/torch $(subst torch-,torch==,$(TORCH)) && \
+  for wheel in $(VENV)/torch/*.whl; do \
+    [[ ! -e $$wheel ]] || grep -q "sha256:$$(sha256sum < $$wheel | cut -c1-64)" requirements.lock || \
+      echo "make: requirements.lock has no hash of $${wheel\#\#*/}; it is installed unchecked" >&2; done && \
+  $(PIP) $(VENV)/torch/*.whl && rm -rf $(VENV)/torch
 
 .PHONY: train test bench reproduce lint lock audit licences clean environment
 .DELETE_ON_ERROR:
@@ -52,6 +61,7 @@ $(STAMP): | interpreter
 	@if compgen -G '$(VENV)/.built-*' >/dev/null; then rm -f $(VENV)/.built-*; \
 	else $(PYTHON) -m venv --clear $(VENV); fi
 	@echo "Installing the pinned packages into $(VENV) (once; torch is the large one)"
+	@compgen -G '$(VENV)/lib/python*/site-packages/$(TORCH)[+.]*dist-info' >/dev/null || { $(INSTALL_TORCH); }
 	@$(PIP) --require-hashes -r requirements.lock
 	@! grep -qs '^Requires-Dist: nvidia-' $(VENV)/lib/python*/site-packages/torch-*.dist-info/METADATA || \
 	  $(PIP) --require-hashes -r <(sed -n 's/^#cuda //p' requirements.lock)
