@@ -226,8 +226,8 @@ def test_the_law_of_cvpo_is_its_old_policy_reweighed(tmp_path: Path) -> None:
     agent = probe.agent
     assert isinstance(agent, CVPOAgent)
     obs, grid = np.array([0.4], dtype=np.float32), np.linspace(-0.999, 0.999, 4001)
-    law = np.exp(-probe.energy(obs, grid[:, None]) / probe.temperature)
-    tilt = np.exp(-probe.energy(obs, grid[:, None], "plain") / probe.temperature)
+    energies = [probe.energy(obs, grid[:, None], form) for form in ("own", "plain")]
+    law, tilt = (np.exp((low.min() - low) / probe.temperature) for low in energies)
     # By drawing from the old policy instead of evaluating its density.
     noise = torch.randn(200_000, 1, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
