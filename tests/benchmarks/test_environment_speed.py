@@ -1,25 +1,45 @@
-"""The gains of the fast tasks stay above floors that leave room for a disturbed machine."""
+"""The gains of the fast tasks stay above floors that leave room for a disturbed machine.
 
-import statistics
+Measured in a process of its own: under pytest the types of every call are checked.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
-from benchmarks.environment_speed import TASKS, measure_resets, measure_steps
 
 MOST_OF_BARE = {"fast": 1.7, "trained": 2.0}
 """Measured: 1.1 to 1.3 and 1.2 to 1.5; aimed at is 1.5."""
-LEAST_GAIN = {"SafetyPointGoal1-v0": 3.2}
-"""Measured: 4.2 to 4.7."""
+LEAST_GAIN = 2.8
+"""Measured: 3.4 (PointCircle1) to 9 (PointButton1)."""
+TASKS = ("SafetyPointGoal1-v0", "SafetyPointButton1-v0", "SafetyPointCircle1-v0")
+
+
+def measured(call: str) -> Any:
+    """Return what a function of the benchmark returns."""
+    code = f"import json; from tests.benchmarks import environment_speed as e; r = e.{call}"
+    return json.loads(
+        subprocess.run(
+            [sys.executable, "-c", code + "; print(json.dumps(r))"],
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("env_id", TASKS)
 def test_a_step_costs_little_more_than_its_physics(env_id: str) -> None:
-    us = measure_steps(env_id, rounds=7, steps=60)
-    assert {name: us[name] / us["bare"] < most for name, most in MOST_OF_BARE.items()} == {
-        "fast": True,
-        "trained": True,
-    }, us
-    assert us["untouched"] / us["fast"] > LEAST_GAIN.get(env_id, 2.5), us
+    us = measured(f"measure_steps({env_id!r}, rounds=7, steps=100)")
+    above = {name: us[name] for name, most in MOST_OF_BARE.items() if us[name] > most * us["bare"]}
+    assert not above, us
+    assert us["untouched"] > LEAST_GAIN * us["fast"], us
 
 
 @pytest.mark.slow
@@ -27,6 +47,6 @@ def test_a_step_costs_little_more_than_its_physics(env_id: str) -> None:
     ("env_id", "most_ms"), [("SafetyPointGoal1-v0", 5.0), ("SafetyPointButton1-v0", 20.0)]
 )
 def test_a_reset_does_not_compile(env_id: str, most_ms: float) -> None:
-    times = {name: statistics.median(ms) for name, ms in measure_resets(env_id, seeds=7).items()}
-    assert times["fast"] < most_ms
-    assert times["untouched"] > 4 * times["fast"]
+    times = measured(f"summary(e.measure_resets({env_id!r}, seeds=7))")
+    assert times["fast"]["median"] < most_ms
+    assert times["untouched"]["median"] > 4 * times["fast"]["median"]
