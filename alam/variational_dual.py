@@ -55,8 +55,8 @@ def solve_dual(
     """Minimise the dual over eta in its bounds and lambda in [0, multiplier_max].
 
     Newton's method in (log eta, lambda) with the exact Hessian, its concave part in log eta
-    reflected; a bound that the gradient pushes against holds its variable; of each step the best
-    fraction 2^-k is taken, or none, so that the value never rises.
+    reflected; a step that would lead out of a bound of lambda is taken in each variable alone; of
+    each step the best fraction 2^-k is taken, or none, so that the value never rises.
     """
     q_reward, violation = q_reward.double(), violation.double()
     fractions = 0.5 ** torch.arange(_STEP_HALVINGS, dtype=torch.float64, device=q_reward.device)
@@ -99,12 +99,16 @@ def _newton_step(
     curve_log = (weights * dy.square()).sum(0).mean() / eta + slope_log.abs() + _RIDGE
     cross = (weights * dy * dv).sum(0).mean() / eta
     curve = (weights * dv.square()).sum(0).mean() / eta + _RIDGE
-    held = ((multiplier <= 0.0) & (slope > 0)) | ((multiplier >= multiplier_max) & (slope < 0))
-    cross = torch.where(held, 0.0, cross)
     determinant = (curve_log * curve - cross.square()).clamp(min=_RIDGE * curve_log * curve)
-    log_step = -(curve * slope_log - cross * slope) / determinant
-    step = -(curve_log * slope - cross * slope_log) / determinant
-    step = torch.where(held, 0.0, step)
+    joint = -(curve_log * slope - cross * slope_log) / determinant
+    at_low, at_high = multiplier <= 0.0, multiplier >= multiplier_max
+    # At a bound neither the gradient nor the joint step may lead out: the variables part there.
+    parted = (at_low & (joint < 0)) | (at_high & (joint > 0))
+    log_step = torch.where(
+        parted, -slope_log / curve_log, -(curve * slope_log - cross * slope) / determinant
+    )
+    step = torch.where(parted, -slope / curve, joint)
+    step = torch.where((at_low & (step < 0)) | (at_high & (step > 0)), 0.0, step)
     limit = 1.0 + multiplier
     shrink = torch.minimum(
         _MAX_LOG_STEP / log_step.abs().clamp(min=_MAX_LOG_STEP), limit / step.abs().clamp(min=limit)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 from torch import Tensor
@@ -84,6 +84,7 @@ def test_the_dual_is_its_formula() -> None:
     shift=st.floats(-1.0, 0.5),
     kl_bound=st.floats(0.02, 1.0),
 )
+@example(seed=4852, scale=804.0, violation_scale=0.03125, shift=0.0, kl_bound=1.0)
 def test_the_dual_is_solved_as_scipy_solves_it(
     seed: int, scale: float, violation_scale: float, shift: float, kl_bound: float
 ) -> None:
