@@ -58,7 +58,9 @@ class RowPerceptron:
             for weight, bias in zip(self.weights[1:-1], self.biases[1:-1], strict=True)
         ]
         self.zeros = np.zeros_like(self.biases[0])
-        self.activation = _ACTIVATIONS.get(network.activation_name)
+        name = network.activation_name
+        # Of rectified units in place, below.
+        self.activation = None if name == "relu" else _ACTIVATIONS[name]
 
     def last_hidden(self, hidden: Float[Array, " H"]) -> Float[Array, " H"]:
         """Return what the output layer reads, from the first pre-activation, which it overwrites.

@@ -6,13 +6,13 @@ pessimistically, for the cost (arXiv 2602.02924); reachability targets as in arX
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from alam.networks import Activation, EnsembleMLP, make_adam, polyak_update
+from alam.networks import Activation, EnsembleMLP, Slopes, make_adam, polyak_update
 from alam.types import Batch, Metrics
 
 _VARIANCE_FLOOR = 1e-12  # keeps the gradient of the standard deviation finite at agreement
@@ -26,6 +26,10 @@ class CriticConfig:
         ensemble.
     cost_target: ``discounted`` cost to go, or ``reachability``: the worst discounted cost ahead,
         whose threshold is 0 (hard state-wise safety).
+    cost_bootstrap: ``own``: each member regresses to its own target network, so that their spread
+        keeps measuring disagreement; ``pessimistic``: all to max(0, q_cost of the target
+        networks). A policy that seeks low cost finds where a critic errs low; by ``own`` such
+        errors feed themselves, as in Q-learning without clipping.
     mask_terminated_cost: stop bootstrapping the cost at terminations; the released ALGD code
         does not on Safety-Gymnasium.
     target_update_rate, target_update_interval: Polyak rate, and updates between two applications.
@@ -41,6 +45,7 @@ class CriticConfig:
     discount: float = 0.99
     cost_discount: float = 0.99
     cost_target: Literal["discounted", "reachability"] = "discounted"
+    cost_bootstrap: Literal["own", "pessimistic"] = "own"
     mask_terminated_cost: bool = True
     learning_rate: float = 3e-4
     target_update_rate: float = 0.005
@@ -64,13 +69,6 @@ class CriticConfig:
             )
         if not 0.0 < self.learning_rate < float("inf"):
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
-
-
-class Slope(NamedTuple):
-    """Values (*S, B) and their gradient in the actions, (*S, B, A)."""
-
-    value: Tensor
-    slope: Tensor
 
 
 def td_target(
@@ -97,6 +95,15 @@ def reachability_target(
     """Return (1 - discount) * cost + discount * max(cost, next_value), next_value 0 at the end."""
     ahead = torch.maximum(cost.expand_as(next_value), (1.0 - terminated) * next_value)
     return (1.0 - discount) * cost + discount * ahead
+
+
+def _spread(values: Float[Tensor, "E ..."]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return mean, deviations and standard deviation over the members."""
+    # ``Tensor.var`` over the first dimension takes five times as long.
+    mean = values.mean(0)
+    deviation = values - mean
+    variance = deviation.square().sum(0) / (len(values) - 1)
+    return mean, deviation, (variance + _VARIANCE_FLOOR).sqrt()
 
 
 class SafeCritics(nn.Module):
@@ -153,7 +160,7 @@ class SafeCritics(nn.Module):
         return q_reward, self._pessimistic(self.cost_target(obs, action).squeeze(-1))
 
     @torch.no_grad()
-    def slopes(self, obs: Tensor, action: Tensor) -> tuple[Slope, Slope]:
+    def slopes(self, obs: Tensor, action: Tensor) -> tuple[Slopes, Slopes]:
         """Return ``q_reward`` and ``q_cost`` with their slopes; for eager computation on a CPU."""
         twins = self.reward.slopes(obs, action)
         q_reward = twins.value.amin(0)
@@ -161,19 +168,16 @@ class SafeCritics(nn.Module):
         # Where both agree, each counts half, as in the gradient of ``amin``.
         share = smaller / smaller.sum(0)
         members = self.cost.slopes(obs, action)
-        q_cost, weight = (
-            members.value.mean(0),
-            torch.full_like(members.value, 1 / len(members.value)),
-        )
+        weight = torch.full_like(members.value, 1 / len(members.value))
         if self._is_pessimistic:
-            freedom = len(members.value) - 1
-            deviation = members.value - q_cost
-            std = (deviation.square().sum(0) / freedom + _VARIANCE_FLOOR).sqrt()
+            q_cost, deviation, std = _spread(members.value)
             q_cost = q_cost + self.config.cost_pessimism * std
-            weight += self.config.cost_pessimism / freedom * deviation / std
+            weight += self.config.cost_pessimism / (len(deviation) - 1) * deviation / std
+        else:
+            q_cost = members.value.mean(0)
         return (
-            Slope(q_reward, (share.unsqueeze(-1) * twins.slope).sum(0)),
-            Slope(q_cost, (weight.unsqueeze(-1) * members.slope).sum(0)),
+            Slopes(q_reward, (share.unsqueeze(-1) * twins.slope).sum(0)),
+            Slopes(q_cost, (weight.unsqueeze(-1) * members.slope).sum(0)),
         )
 
     @property
@@ -183,10 +187,8 @@ class SafeCritics(nn.Module):
     def _pessimistic(self, values: Float[Tensor, "E ..."]) -> Tensor:
         if not self._is_pessimistic:
             return values.mean(0)
-        # ``Tensor.var`` over the first dimension takes five times as long.
-        mean = values.mean(0)
-        variance = (values - mean).square().sum(0) / (len(values) - 1)
-        return mean + self.config.cost_pessimism * (variance + _VARIANCE_FLOOR).sqrt()
+        mean, _, std = _spread(values)
+        return mean + self.config.cost_pessimism * std
 
     @torch.no_grad()
     def targets(
@@ -195,16 +197,17 @@ class SafeCritics(nn.Module):
         next_action: Float[Tensor, "B A"],
         next_bonus: Float[Tensor, " B"] | float = 0.0,
     ) -> tuple[Float[Tensor, " B"], Float[Tensor, "E B"]]:
-        """Return the reward target and each cost critic's own target.
+        """Return the reward target and the target of each cost critic.
 
-        Each member of the cost ensemble regresses to its own target network, so that their spread
-        keeps measuring disagreement. ``next_bonus`` (the entropy bonus of SAC) enters the reward
-        target alone.
+        ``next_bonus`` (the entropy bonus of SAC) enters the reward target alone.
         """
         config = self.config
         next_q = self.reward_target(batch.next_obs, next_action).squeeze(-1).amin(0) + next_bonus
         reward = td_target(batch.reward, next_q, batch.terminated, discount=config.discount)
         next_cost = self.cost_target(batch.next_obs, next_action).squeeze(-1)
+        if config.cost_bootstrap == "pessimistic":
+            # Costs are never negative, so neither is what is ahead.
+            next_cost = self._pessimistic(next_cost).clamp(min=0.0).expand_as(next_cost)
         end = batch.terminated
         if not config.mask_terminated_cost:
             end = torch.zeros_like(end)

@@ -93,6 +93,20 @@ def test_targets_take_the_minimum_of_the_reward_twins_and_each_cost_member_its_o
     assert cost[:, 1].tolist() == [0.5, 0.5, 0.5]
 
 
+def test_pessimistic_bootstrap_gives_all_members_one_target_that_is_never_below_the_cost():
+    critics = critics_of(num_cost_critics=3, cost_discount=0.8, cost_bootstrap="pessimistic")
+    batch = batch_of([0.0, 1.0])
+    hold_constant(critics.cost_target, [1.0, 2.0, 3.0])
+    _, cost = critics.targets(batch, batch.action)
+    ahead = 2.0 + critics.config.cost_pessimism * 1.0  # mean and deviation of 1, 2, 3
+    assert cost.shape == (3, 2)
+    assert cost[:, 0].tolist() == [pytest.approx(0.5 + 0.8 * ahead)] * 3
+    assert cost[:, 1].tolist() == [0.5, 0.5, 0.5]
+    hold_constant(critics.cost_target, [-9.0, -9.0, -9.0])
+    _, cost = critics.targets(batch, batch.action)
+    assert cost.flatten().tolist() == [0.5] * 6
+
+
 def test_targets_come_from_the_target_networks_at_the_next_observation_and_action():
     critics = critics_of(discount=1.0, cost_discount=1.0)
     hold_constant(critics.reward, [100.0, 100.0])
