@@ -15,6 +15,7 @@ from torch import Tensor
 
 from alam.critics import SafeCritics
 from alam.lagrangian import Constraint
+from alam.networks import is_transformed
 
 Evaluate = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """(obs (B, O), actions (*S, B, A)) -> energy and constraint violation, each (*S, B)."""
@@ -72,6 +73,14 @@ def energy_slopes(evaluate: Evaluate, obs: Tensor, action: Tensor) -> EnergySlop
     """Return energy, violation and slope, detached; by autograd where ``evaluate`` has no rule."""
     if isinstance(evaluate, FrozenEnergy):
         return evaluate.slopes(obs, action)
+    if is_transformed(obs):  # where autograd's own call is refused
+
+        def total(action: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+            energy, violation = evaluate(obs, action)
+            return energy.sum(), (energy, violation)
+
+        slope, values = torch.func.grad(total, has_aux=True)(action.detach())
+        return EnergySlope(values[0], values[1], slope)
     with torch.enable_grad():
         action = action.detach().requires_grad_(True)
         energy, violation = evaluate(obs, action)

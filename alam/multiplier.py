@@ -554,7 +554,7 @@ class StatewiseDual(StatewiseMultiplier[StatewiseDualConfig]):
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             self.optimizer.step()
-        return _network_metrics(self, value, violation, loss)
+        return network_metrics(self, value, violation, loss)
 
 
 class StatewiseALaM(StatewiseMultiplier[StatewiseALaMConfig]):
@@ -612,11 +612,11 @@ class StatewiseALaM(StatewiseMultiplier[StatewiseALaMConfig]):
                 self.optimizer.step()
         if self.num_updates % self.config.dual_target_interval == 0:
             polyak_update(self.lagged, self.network, rate=self.config.dual_target_rate)
-        return _network_metrics(self, value, violation, loss)
+        return network_metrics(self, value, violation, loss)
 
 
 @torch.no_grad()
-def _network_metrics(
+def network_metrics(
     multiplier: StatewiseDual | StatewiseALaM, value: Tensor, violation: Tensor, loss: Tensor
 ) -> Metrics:
     """Report the multipliers that an update began with; ``value`` is the unclipped network's."""

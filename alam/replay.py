@@ -6,11 +6,12 @@ that a sample costs one indexed read. The memory is reserved, and touched only a
 """
 
 import mmap
+from collections.abc import Sequence
 from contextlib import suppress
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from alam.types import Batch
@@ -42,6 +43,7 @@ class ReplayBuffer:
         obs_dim, action_dim: widths of observation and action.
         device: where batches live. On a CPU the table is shared with numpy; elsewhere rows are
             copied over as they are added.
+        table: memory of its rows, on the device; None reserves it.
 
     ``total_added`` counts every transition ever added; row number n lives in slot n % capacity.
     """
@@ -53,6 +55,7 @@ class ReplayBuffer:
         action_dim: int,
         *,
         device: torch.device | str = "cpu",
+        table: Float[Tensor, "N W"] | None = None,
     ) -> None:
         if capacity < 1:
             raise ValueError(f"capacity must be >= 1, got {capacity}")
@@ -61,7 +64,7 @@ class ReplayBuffer:
         self.action_dim = action_dim
         self.total_added = 0
         self.widths = [obs_dim, action_dim, 1, 1, obs_dim, 1]
-        self.table = reserve(capacity, sum(self.widths), device)
+        self.table = reserve(capacity, sum(self.widths), device) if table is None else table
 
     def __len__(self) -> int:
         return min(self.total_added, self.capacity)
@@ -112,17 +115,66 @@ class ReplayBuffer:
 
     def sample(self, batch_size: int, generator: torch.Generator) -> Batch:
         """Draw rows uniformly with replacement."""
-        table = self.table
+        slots = self.draw_slots(batch_size, generator)
+        return self.unpack(self.table.index_select(0, slots))
+
+    def draw_slots(self, batch_size: int, generator: torch.Generator) -> Int[Tensor, " B"]:
+        """Draw the places of rows in the table."""
         slots = torch.randint(
             len(self), (batch_size,), generator=generator, device=generator.device
         )
-        if table.is_cuda:
-            slots = slots.to(table.device)
-        return self.unpack(table.index_select(0, slots))
+        return slots.to(self.table.device) if self.table.is_cuda else slots
 
-    def unpack(self, rows: Float[Tensor, "B W"]) -> Batch:
+    def unpack(self, rows: Float[Tensor, "*Z B W"]) -> Batch:
         """Return the columns of packed rows as views."""
         obs, action, reward, cost, next_obs, terminated = rows.split_with_sizes(self.widths, -1)
         return Batch(
             obs, action, reward.squeeze_(-1), cost.squeeze_(-1), next_obs, terminated.squeeze_(-1)
         )
+
+
+class JointReplay:
+    """The replay buffers of several seeds, side by side in one table.
+
+    ``buffers`` are ordinary ones, one per seed, and are filled as such. Their batches are drawn as
+    each would draw its own, and read at once.
+
+    Args:
+        num_seeds: Z.
+        capacity: rows kept per seed.
+        obs_dim, action_dim: widths of observation and action.
+        device: where batches live.
+    """
+
+    def __init__(
+        self,
+        num_seeds: int,
+        capacity: int,
+        obs_dim: int,
+        action_dim: int,
+        *,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if num_seeds < 1:
+            raise ValueError(f"num_seeds must be >= 1, got {num_seeds}")
+        if capacity < 1:
+            raise ValueError(f"capacity must be >= 1, got {capacity}")
+        width = 2 * obs_dim + action_dim + 3
+        self.table = reserve(num_seeds * capacity, width, device)
+        self.buffers = [
+            ReplayBuffer(capacity, obs_dim, action_dim, device=device, table=rows)
+            for rows in self.table.split(capacity)
+        ]
+
+    def sample(self, batch_size: int, generators: Sequence[torch.Generator]) -> Batch:
+        """Draw ``batch_size`` rows of every seed by its own generator; leading dimension Z."""
+        pairs = zip(self.buffers, generators, strict=True)
+        return self.read(
+            torch.stack([buffer.draw_slots(batch_size, stream) for buffer, stream in pairs])
+        )
+
+    def read(self, slots: Int[Tensor, "Z B"]) -> Batch:
+        """Return the rows in these places of every seed's buffer."""
+        first = torch.arange(len(self.buffers), device=slots.device) * self.buffers[0].capacity
+        rows = self.table.index_select(0, (slots + first.unsqueeze(-1)).flatten())
+        return self.buffers[0].unpack(rows.unflatten(0, slots.shape))

@@ -238,7 +238,7 @@ class SACAgent(GaussianLearner):
     def update(self, batch: Batch) -> Metrics:
         """Critics, then policy and entropy coefficient, then multiplier, then targets."""
         self.num_updates += 1
-        noise = torch.randn(2, *batch.action.shape, generator=self.generator, device=self.device)
+        noise = self.draw_noise(batch.action.shape)
         entropy_coef = self.log_entropy_coef.exp()
         with torch.no_grad():
             next_action, next_log_prob = self.policy.sample(batch.next_obs, noise[0])
@@ -250,27 +250,42 @@ class SACAgent(GaussianLearner):
         self.polyak_if_due()
         return metrics
 
-    def _update_policy(
-        self, batch: Batch, noise: Tensor, entropy_coef: Tensor
-    ) -> tuple[Float[Tensor, " B"], Metrics]:
-        """Minimise E[entropy_coef * log pi + energy], the multiplier detached."""
+    def draw_noise(self, shape: tuple[int, ...]) -> Float[Tensor, "2 B A"]:
+        """Draw the normals of one update, those of the next action and those of the loss."""
+        return torch.randn(2, *shape, generator=self.generator, device=self.device)
+
+    def policy_loss(
+        self, batch: Batch, noise: Float[Tensor, "B A"], entropy_coef: Float[Tensor, ""]
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, " B"], Metrics]:
+        """Return E[entropy_coef * log pi + energy], the multiplier detached; the violation."""
         action, log_prob = self.policy.sample(batch.obs, noise)
         evaluate = self.energy_of(batch.obs)
         energy, violation = differentiable_energy(evaluate, batch.obs, action)
         loss = (entropy_coef * log_prob + energy).mean()
+        return (
+            loss,
+            violation.detach(),
+            {
+                "loss/policy": loss.detach(),
+                "train/energy": energy.detach().mean(),
+                "train/entropy": -log_prob.detach().mean(),
+                "train/entropy_coef": entropy_coef,
+            },
+        )
+
+    def _update_policy(
+        self, batch: Batch, noise: Tensor, entropy_coef: Tensor
+    ) -> tuple[Float[Tensor, " B"], Metrics]:
+        """Take one step of the policy and of the entropy coefficient."""
+        loss, violation, metrics = self.policy_loss(batch, noise, entropy_coef)
         self.policy_optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.policy_optimizer.step()
-        entropy = -log_prob.detach().mean()
         if self.auto_entropy:
-            self.log_entropy_coef.grad = (entropy - self.target_entropy).reshape(())
+            excess = metrics["train/entropy"] - self.target_entropy
+            self.log_entropy_coef.grad = excess.reshape(())
             self.entropy_optimizer.step()
-        return violation.detach(), {
-            "loss/policy": loss.detach(),
-            "train/energy": energy.detach().mean(),
-            "train/entropy": entropy,
-            "train/entropy_coef": entropy_coef,
-        }
+        return violation, metrics
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that a bitwise continuation needs."""

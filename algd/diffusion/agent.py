@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from einops import repeat
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from alam.acting import KeptSampler
@@ -138,7 +138,8 @@ class ALGDAgent(ConstrainedLearner):
     def update(self, batch: Batch) -> Metrics:
         """Critics, then policy, then temperature and multiplier, then targets."""
         self.num_updates += 1
-        chain_noise, loss_noise = self._noise(batch)
+        noise = self.draw_noise(batch.action.shape)
+        chain_noise, loss_noise = noise.tensor_split([self.policy.num_noises])
         with torch.no_grad():
             next_action = self.policy.sample(batch.next_obs, chain_noise)
         metrics = self.critics.update(batch, next_action)
@@ -151,19 +152,17 @@ class ALGDAgent(ConstrainedLearner):
         self.polyak_if_due()
         return metrics
 
-    def _noise(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def draw_noise(self, shape: tuple[int, ...]) -> Float[Tensor, "N B A"]:
         """Draw all normals of one update at once: those of the next action, those of the loss."""
-        counts = [self.policy.num_noises, self.policy.num_loss_noises()]
-        noise = torch.randn(
-            sum(counts), *batch.action.shape, generator=self.generator, device=self.device
-        )
-        chain_noise, loss_noise = noise.split(counts)
-        return chain_noise, loss_noise
+        count = self.policy.num_noises + self.policy.num_loss_noises()
+        return torch.randn(count, *shape, generator=self.generator, device=self.device)
+
+    def draw_levels(self, rows: int) -> Int[Tensor, " B"]:
+        """Draw the noise level of each row of the loss."""
+        return torch.randint(self.num_levels, (rows,), generator=self.generator, device=self.device)
 
     def _update_policy(self, batch: Batch, evaluate: Evaluate, noise: Tensor) -> PolicyLoss:
-        level = torch.randint(
-            self.num_levels, batch.reward.shape, generator=self.generator, device=self.device
-        )
+        level = self.draw_levels(len(batch.reward))
         result = self.policy.loss(
             batch.obs, batch.action, evaluate, self.temperature(), noise, level
         )
@@ -180,21 +179,30 @@ class ALGDAgent(ConstrainedLearner):
         if config.mode == "raw":
             return metrics
         obs = batch.obs[: config.probe_states]
-        shape = (config.probe_actions, len(obs), self.action_dim)
+        probe = self.draw_probe(len(obs))
         if config.mode == "relative":
-            uniform = torch.rand(shape, generator=self.generator, device=self.device)
-            self.temperature.observe_energy(evaluate(obs, 2.0 * uniform - 1.0)[0])
+            self.temperature.observe_energy(evaluate(obs, probe)[0])
             return metrics
-        noise = torch.randn(
-            self.policy.num_noises,
-            shape[0] * shape[1],
-            shape[2],
-            generator=self.generator,
-            device=self.device,
-        )
-        repeated = repeat(obs, "b o -> (s b) o", s=config.probe_actions)
-        samples = self.policy.sample(repeated, noise).unflatten(0, shape[:2])
+        samples = self.sample_probe(obs, probe)
         return metrics | {"train/entropy": self.temperature.observe_samples(samples)}
+
+    def draw_probe(self, states: int) -> Float[Tensor, "N M A"]:
+        """Draw uniform actions (relative temperature), or the noise of ``sample_probe``."""
+        config, stream = self.config.policy.temperature, self.generator
+        rows = (config.probe_actions, states)
+        if config.mode == "relative":
+            uniform = torch.rand(*rows, self.action_dim, generator=stream, device=self.device)
+            return 2.0 * uniform - 1.0
+        shape = (self.policy.num_noises, rows[0] * rows[1], self.action_dim)
+        return torch.randn(shape, generator=stream, device=self.device)
+
+    def sample_probe(
+        self, obs: Float[Tensor, "B O"], noise: Float[Tensor, "K N A"]
+    ) -> Float[Tensor, "S B A"]:
+        """Sample as many actions of each observation as the temperature is probed with."""
+        actions = self.config.policy.temperature.probe_actions
+        repeated = repeat(obs, "b o -> (s b) o", s=actions)
+        return self.policy.sample(repeated, noise).unflatten(0, (actions, len(obs)))
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that a bitwise continuation needs."""

@@ -13,6 +13,8 @@ from benchmarks.pairs import agent_of, make_batch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from alam.multiplier import MULTIPLIERS
+from alam.types import Batch
+from algd.diffusion.joint import join
 
 FORBIDDEN = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select")
 POLICIES = ("sac_alam", "algd", "release_vesde", "release_ddpm")
@@ -56,6 +58,20 @@ def test_every_temperature_is_held_without_host_sync(mode: str) -> None:
     agent.update(batch)
     with NoHostSync():
         agent.update(batch)
+
+
+@pytest.mark.parametrize("multiplier", ["statewise_alam", "scalar_dual"])
+@pytest.mark.parametrize("policy", POLICIES)
+def test_joint_update_of_several_seeds_reads_no_value_of_the_device(
+    policy: str, multiplier: str
+) -> None:
+    agents = [agent_of(policy, **SMALL, **{"multiplier.kind": multiplier}) for _ in range(2)]
+    joint = join(agents)
+    batch = Batch(*(torch.stack([column, column]) for column in make_batch(32)))
+    joint.update(batch)
+    with NoHostSync():
+        for _ in range(2):
+            joint.update(batch)
 
 
 @pytest.mark.parametrize("ask", [torch.Tensor.item, torch.Tensor.nonzero, lambda x: x[x > 0], bool])

@@ -1,0 +1,256 @@
+"""Several seeds updated together: each comes out as if it had been updated alone."""
+
+import copy
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from benchmarks.pairs import (
+    ACTION,
+    EPISODE_LENGTH,
+    OBS,
+    Agent,
+    agent_of,
+    make_batch,
+    tensors_of_agent,
+    to_float64,
+)
+from torch import Tensor
+
+from alam.replay import JointReplay, ReplayBuffer
+from alam.types import Batch, Metrics
+from algd.diffusion.joint import join
+from algd.experiments.config import load_config, make_agent
+
+SEEDS = 3
+FLOAT32_TOLERANCE = 1e-5
+SMALL: dict[str, Any] = {"policy.hidden": [16, 16], "critics.hidden": [16, 16]}
+ALAM: dict[str, Any] = {
+    "multiplier.hidden": [16, 16],
+    "multiplier.dual_target_interval": 7,
+    "multiplier.dual_steps": 2,
+    "multiplier.interval": 3,
+}
+CASES: dict[str, dict[str, Any]] = {
+    "sac_alam": {"base": "sac_alam"} | ALAM,
+    "sac_fixed_entropy": {"base": "sac_alam", "policy.entropy_coef": 0.2},
+    "sac_lag": {"base": "sac_lag"},
+    "fac": {"base": "fac", "multiplier.interval": 2},
+    "algd": {"base": "algd"} | ALAM,
+    "algd_scalar_dual": {"base": "algd", "multiplier.kind": "scalar_dual"},
+    "algd_log_dual_on_replay": {
+        "base": "algd",
+        "multiplier.kind": "scalar_dual",
+        "multiplier.parameterization": "log",
+        "multiplier.initial_value": 0.7,
+        "multiplier.signal": "replay",
+    },
+    "algd_pid_batch_hinge": {
+        "base": "algd",
+        "multiplier.kind": "scalar_pid",
+        "constraint.hinge": "batch",
+    },
+    "algd_entropy": {"base": "algd", "policy.temperature.mode": "entropy"},
+    "algd_delayed": {"base": "algd", "policy.update_interval": 2},
+    "corrected": {"base": "corrected"},
+    "release_vesde": {"base": "release_vesde"},
+    "release_ddpm": {"base": "release_ddpm"},
+}
+
+LONG = ("sac_alam", "algd", "algd_scalar_dual", "release_vesde")
+
+
+def agents_of(case: str, *, num_seeds: int = SEEDS, **changes: Any) -> list[Agent]:
+    """Return small agents of a case that differ in their seed."""
+    settings = SMALL | CASES[case] | changes
+    base = settings.pop("base")
+    return [agent_of(base, seed=seed, **settings) for seed in range(num_seeds)]
+
+
+def batches(update: int, size: int = 32) -> list[Batch]:
+    return [make_batch(size, seed=SEEDS * update + seed) for seed in range(SEEDS)]
+
+
+def stacked(rows: Sequence[Batch]) -> Batch:
+    return Batch(*(torch.stack(column) for column in zip(*rows, strict=True)))
+
+
+def everything(agent: Agent) -> dict[str, Tensor]:
+    """Return every parameter, target, buffer and moment of an agent by name."""
+    found: dict[str, Tensor] = {}
+
+    def walk(name: str, value: Any) -> None:
+        if isinstance(value, Tensor):
+            found[name] = value
+        elif isinstance(value, dict):
+            for key, child in value.items():
+                walk(f"{name}.{key}", child)
+
+    walk("", agent.state_dict())
+    return found
+
+
+def assert_same(actual: Agent, expected: Agent, tolerance: float) -> None:
+    compared = everything(actual)
+    for name, value in everything(expected).items():
+        torch.testing.assert_close(compared[name], value, rtol=0.0, atol=tolerance, msg=name)
+    counts = [agent.state_dict()["num_updates"] for agent in (actual, expected)]
+    assert counts[0] == counts[1]
+
+
+@pytest.mark.usefixtures("float64", "no_shape_checks")
+@pytest.mark.parametrize("case", CASES)
+def test_every_seed_equals_its_lone_run_in_double_precision(case: str) -> None:
+    alone, together = (list(map(to_float64, agents_of(case))) for _ in range(2))
+    joint = join(together)
+    for update in range(20 if case in LONG else 8):
+        rows = batches(update)
+        expected = [agent.update(batch) for agent, batch in zip(alone, rows, strict=True)]
+        metrics = joint.update(stacked(rows))
+        for seed, wanted in enumerate(expected):
+            _assert_metrics({name: value[seed] for name, value in metrics.items()}, wanted)
+    for actual, expected_agent in zip(together, alone, strict=True):
+        assert_same(actual, expected_agent, 1e-9)
+
+
+def _assert_metrics(actual: Metrics, expected: Metrics) -> None:
+    assert actual.keys() == expected.keys()
+    for name, value in expected.items():
+        assert not actual[name].requires_grad
+        torch.testing.assert_close(actual[name], value, rtol=1e-9, atol=1e-9, msg=name)
+
+
+@pytest.mark.parametrize("preset", ["sac_alam", "algd"])
+def test_every_seed_equals_its_lone_run_in_single_precision_at_full_width(preset: str) -> None:
+    """To 1e-5; a row that rounding moves over a kink of a ReLU moves the weights of one unit."""
+    alone, together = ([agent_of(preset, seed=seed) for seed in range(SEEDS)] for _ in range(2))
+    joint = join(together)
+    seconds = dict.fromkeys(("alone", "together"), 0.0)
+    for update in range(5):
+        rows = batches(update, 64)
+        started = time.process_time()
+        _update_each(alone, rows)
+        seconds["alone"] += time.process_time() - started
+        started = time.process_time()
+        joint.update(stacked(rows))
+        seconds["together"] += time.process_time() - started
+    print(f"{preset}: together / alone = {seconds['together'] / seconds['alone']:.2f} on the CPU")
+    differences = torch.cat(
+        [
+            (tensors_of_agent(actual)[name] - value).abs().flatten()
+            for actual, expected in zip(together, alone, strict=True)
+            for name, value in tensors_of_agent(expected).items()
+        ]
+    )
+    assert (differences > FLOAT32_TOLERANCE).double().mean() < 1e-4
+    assert differences.max() < 1e-3
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("case", ["sac_alam", "algd", "algd_log_dual_on_replay"])
+def test_seeds_join_midway_and_go_on_alone(case: str) -> None:
+    alone, together = (list(map(to_float64, agents_of(case))) for _ in range(2))
+    rows = [batches(update) for update in range(12)]
+    for update in range(12):
+        _update_each(alone, rows[update])
+    for update in range(4):
+        _update_each(together, rows[update])
+    joint = join(together)
+    for update in range(4, 8):
+        joint.update(stacked(rows[update]))
+    together = joint.release()
+    for update in range(8, 12):
+        _update_each(together, rows[update])
+    for actual, expected in zip(together, alone, strict=True):
+        assert_same(actual, expected, 1e-9)
+
+
+def _update_each(agents: Sequence[Agent], rows: Sequence[Batch]) -> None:
+    for agent, batch in zip(agents, rows, strict=True):
+        agent.update(batch)
+
+
+@pytest.mark.parametrize("case", ["sac_alam", "algd", "release_vesde"])
+def test_the_state_of_one_seed_is_that_of_an_ordinary_agent(case: str) -> None:
+    together, (_, ordinary, _) = agents_of(case), agents_of(case)
+    joint = join(together)
+    for update in range(3):
+        joint.update(stacked(batches(update)))
+    ordinary.load_state_dict(copy.deepcopy(together[1].state_dict()))
+    rows = batches(3)
+    ordinary.update(rows[1])
+    joint.update(stacked(rows))
+    assert_same(together[1], ordinary, FLOAT32_TOLERANCE)
+    obs = make_batch(4).obs.numpy()
+    for rows_acted in (obs, obs[:1]):  # the sampler of one row reads the weights where they lie
+        actions = [
+            agent.act(rows_acted, generator=torch.Generator().manual_seed(0))
+            for agent in (together[1], ordinary)
+        ]
+        np.testing.assert_allclose(*actions, rtol=0.0, atol=1e-5)
+
+
+def test_released_seeds_share_no_memory() -> None:
+    together = agents_of("algd")
+    joint = join(together)
+    joint.update(stacked(batches(0)))
+    shared = everything(together[0])
+    before = {name: value.clone() for name, value in everything(together[1]).items()}
+    assert joint.release() == together
+    for tensor in (*shared.values(), *everything(together[0]).values()):
+        tensor.zero_()
+    for name, value in everything(together[1]).items():
+        torch.testing.assert_close(value, before[name], rtol=0.0, atol=0.0, msg=name)
+
+
+def test_episode_costs_reach_the_multiplier_of_their_own_seed() -> None:
+    together = agents_of("sac_lag", **{"multiplier.signal": "episode", "multiplier.interval": 1})
+    joint = join(together)
+    together[1].observe_episode_cost(1000.0)
+    metrics = joint.update(stacked(batches(0)))
+    values = metrics["train/multiplier"].tolist()
+    assert values[0] == values[2]
+    assert values[1] > values[0]
+
+
+def other_kind() -> Agent:
+    config = load_config(["cvpo"], {})
+    return make_agent(config, OBS, ACTION, EPISODE_LENGTH, "cpu")  # pyright: ignore[reportReturnType]
+
+
+def test_what_cannot_be_updated_together_is_refused_in_one_line() -> None:
+    first, second = agents_of("sac_lag", num_seeds=2)
+    other = agents_of("sac_lag", num_seeds=1, **{"critics.discount": 0.9})[0]
+    updated = agents_of("sac_lag", num_seeds=1)[0]
+    updated.update(make_batch(8))
+    refused: list[tuple[list[Agent], str]] = [
+        ([], "ALGDAgent or SACAgent, one of them, got \\[\\]"),
+        ([first, agents_of("algd")[0]], "got \\['ALGDAgent', 'SACAgent'\\]"),
+        ([other_kind()], "got \\['CVPOAgent'\\]"),
+        ([first, first], "distinct agents"),
+        ([first, other], "must have the same config"),
+        ([first, updated], "must have the same num_updates, got \\[0, 1\\]"),
+    ]
+    for agents, message in refused:
+        with pytest.raises(ValueError, match=message) as error:
+            join(agents)
+        assert "\n" not in str(error.value)
+    join([first, second])
+
+
+def test_a_joint_replay_draws_what_each_buffer_would_draw_alone() -> None:
+    joint = JointReplay(SEEDS, 50, OBS, ACTION)
+    alone = [ReplayBuffer(50, OBS, ACTION) for _ in range(SEEDS)]
+    for seed in range(SEEDS):
+        for buffer in (joint.buffers[seed], alone[seed]):
+            for part in range(seed + 1):  # 30, 60 and 90 rows: two rings have come round
+                rows = make_batch(30, seed=10 * seed + part)
+                buffer.add(*(column.numpy() for column in rows))
+    streams, same = ([torch.Generator().manual_seed(s) for s in range(SEEDS)] for _ in range(2))
+    batch = joint.sample(16, streams)
+    for seed, (buffer, stream) in enumerate(zip(alone, same, strict=True)):
+        for drawn, expected in zip(batch, buffer.sample(16, stream), strict=True):
+            assert torch.equal(drawn[seed], expected)
