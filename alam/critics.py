@@ -26,10 +26,11 @@ class CriticConfig:
         ensemble.
     cost_target: ``discounted`` cost to go, or ``reachability``: the worst discounted cost ahead,
         whose threshold is 0 (hard state-wise safety).
-    cost_bootstrap: ``own``: each member regresses to its own target network, so that their spread
-        keeps measuring disagreement; ``pessimistic``: all to max(0, q_cost of the target
-        networks). A policy that seeks low cost finds where a critic errs low; by ``own`` such
-        errors feed themselves, as in Q-learning without clipping.
+    bootstrap_pessimism: null: each member of the cost ensemble regresses to its own target
+        network, so that their spread keeps measuring disagreement; a number k: all to max(0,
+        mean + k * standard deviation) of the target networks. A policy that seeks low cost finds
+        where a critic errs low, and such errors feed themselves; so does pessimism, by about k
+        standard deviations at every step of the horizon, which is why k is to be small.
     mask_terminated_cost: stop bootstrapping the cost at terminations; the released ALGD code
         does not on Safety-Gymnasium.
     target_update_rate, target_update_interval: Polyak rate, and updates between two applications.
@@ -45,7 +46,7 @@ class CriticConfig:
     discount: float = 0.99
     cost_discount: float = 0.99
     cost_target: Literal["discounted", "reachability"] = "discounted"
-    cost_bootstrap: Literal["own", "pessimistic"] = "own"
+    bootstrap_pessimism: float | None = None
     mask_terminated_cost: bool = True
     learning_rate: float = 3e-4
     target_update_rate: float = 0.005
@@ -106,6 +107,14 @@ def _spread(values: Float[Tensor, "E ..."]) -> tuple[Tensor, Tensor, Tensor]:
     return mean, deviation, (variance + _VARIANCE_FLOOR).sqrt()
 
 
+def _pessimistic(values: Float[Tensor, "E ..."], coef: float) -> Tensor:
+    """Return mean + coef * standard deviation over the members."""
+    if len(values) == 1 or coef == 0.0:
+        return values.mean(0)
+    mean, _, std = _spread(values)
+    return mean + coef * std
+
+
 class SafeCritics(nn.Module):
     """Twin reward critics and a cost ensemble with Polyak targets and one optimiser.
 
@@ -152,12 +161,14 @@ class SafeCritics(nn.Module):
 
     def q_cost(self, obs: Tensor, action: Tensor, *, frozen: bool = False) -> Tensor:
         """Return mean + cost_pessimism * std of the ensemble."""
-        return self._pessimistic(self.cost(obs, action, frozen=frozen).squeeze(-1))
+        members = self.cost(obs, action, frozen=frozen).squeeze(-1)
+        return _pessimistic(members, self.config.cost_pessimism)
 
     def target_values(self, obs: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         """Return what ``q_reward`` and ``q_cost`` return, by the target networks."""
         q_reward = self.reward_target(obs, action).squeeze(-1).amin(0)
-        return q_reward, self._pessimistic(self.cost_target(obs, action).squeeze(-1))
+        members = self.cost_target(obs, action).squeeze(-1)
+        return q_reward, _pessimistic(members, self.config.cost_pessimism)
 
     @torch.no_grad()
     def slopes(self, obs: Tensor, action: Tensor) -> tuple[Slopes, Slopes]:
@@ -169,7 +180,7 @@ class SafeCritics(nn.Module):
         share = smaller / smaller.sum(0)
         members = self.cost.slopes(obs, action)
         weight = torch.full_like(members.value, 1 / len(members.value))
-        if self._is_pessimistic:
+        if self.config.num_cost_critics > 1 and self.config.cost_pessimism != 0.0:
             q_cost, deviation, std = _spread(members.value)
             q_cost = q_cost + self.config.cost_pessimism * std
             weight += self.config.cost_pessimism / (len(deviation) - 1) * deviation / std
@@ -179,16 +190,6 @@ class SafeCritics(nn.Module):
             Slopes(q_reward, (share.unsqueeze(-1) * twins.slope).sum(0)),
             Slopes(q_cost, (weight.unsqueeze(-1) * members.slope).sum(0)),
         )
-
-    @property
-    def _is_pessimistic(self) -> bool:
-        return self.config.num_cost_critics > 1 and self.config.cost_pessimism != 0.0
-
-    def _pessimistic(self, values: Float[Tensor, "E ..."]) -> Tensor:
-        if not self._is_pessimistic:
-            return values.mean(0)
-        mean, _, std = _spread(values)
-        return mean + self.config.cost_pessimism * std
 
     @torch.no_grad()
     def targets(
@@ -205,9 +206,10 @@ class SafeCritics(nn.Module):
         next_q = self.reward_target(batch.next_obs, next_action).squeeze(-1).amin(0) + next_bonus
         reward = td_target(batch.reward, next_q, batch.terminated, discount=config.discount)
         next_cost = self.cost_target(batch.next_obs, next_action).squeeze(-1)
-        if config.cost_bootstrap == "pessimistic":
+        if config.bootstrap_pessimism is not None:
+            ahead = _pessimistic(next_cost, config.bootstrap_pessimism)
             # Costs are never negative, so neither is what is ahead.
-            next_cost = self._pessimistic(next_cost).clamp(min=0.0).expand_as(next_cost)
+            next_cost = ahead.clamp(min=0.0).expand_as(next_cost)
         end = batch.terminated
         if not config.mask_terminated_cost:
             end = torch.zeros_like(end)

@@ -26,7 +26,6 @@ from algd.training.evaluation import EvaluationResult
 from algd.training.exported import is_export, load_export, read_description, write_export
 from algd.training.hub import load_from_hub, push_to_hub
 from algd.training.load import LoadedPolicy, load
-from algd.training.normalization import RunningNormalizer
 
 SMALL = {"policy.hidden": [32, 32], "critics.hidden": [16], "env.id": "AnalyticIslands2-v0"}
 LOW, HIGH = np.array([-20.0, -0.4]), np.array([20.0, 1.2])  # a box that is not [-1, 1]
@@ -49,8 +48,7 @@ def policy_of(config: ExperimentConfig, obs_dim: int = 1) -> LoadedPolicy:
         "env_step": 700,
     }
     policy = LoadedPolicy(config, task)
-    if config.train.normalize_obs:
-        policy.normalizer = RunningNormalizer(obs_dim)
+    if policy.normalizer is not None:
         rng = np.random.default_rng(0)
         policy.normalizer.update(rng.normal(3.0, 0.5, (50, obs_dim)).astype(np.float32))
     return policy
@@ -160,6 +158,7 @@ POLICIES = [
     pytest.param("sac_alam", {}, id="gaussian"),
     pytest.param("cvpo", {}, id="cvpo"),
     pytest.param("release_vesde", {"policy__num_timesteps": 2}, id="release_vesde"),
+    pytest.param("sac_alam", {"train__tail_share": 0.1}, id="sac_alam-tails"),
     pytest.param("algd", {}, id="ve-10-levels", marks=pytest.mark.slow),
     pytest.param(
         "algd",

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from algd.training.normalization import RunningNormalizer
+from algd.training.normalization import RunningNormalizer, TailNormalizer, make_normalizer
+from algd.training.train_config import TrainConfig
 
 
 def rows(count: int, seed: int = 0) -> np.ndarray:
@@ -89,3 +90,72 @@ def test_state_is_no_view_of_running_statistics():
     normalizer.update(rows(10, seed=1))
     np.testing.assert_array_equal(state["mean"], kept["mean"])
     np.testing.assert_array_equal(state["sum_squares"], kept["sum_squares"])
+
+
+def tails_of(sizes: list[int], share: float = 0.1, seed: int = 0) -> TailNormalizer:
+    normalizer, data, start = TailNormalizer(3, share), rows(sum(sizes), seed), 0
+    for size in sizes:
+        normalizer.update(data[start : start + size])
+        start += size
+    return normalizer
+
+
+def test_tails_by_hand():
+    normalizer = TailNormalizer(1, 0.25)
+    data = np.array([[0.0], [1.0], [2.0], [3.0], [4.0]], dtype=np.float32)
+    normalizer.update(data)  # a quarter lies beyond 3 and beyond 1
+    upper, lower = np.array([0, 0, 0, 0, 1.0]), np.array([1.0, 0, 0, 0, 0])
+    out = normalizer.normalize(data)
+    assert out.shape == (5, 3)
+    np.testing.assert_allclose(out[:, 0], RunningNormalizer.normalize(normalizer, data)[:, 0])
+    np.testing.assert_allclose(out[:, 1], upper / upper.std(), rtol=1e-6)
+    np.testing.assert_allclose(out[:, 2], lower / lower.std(), rtol=1e-6)
+
+
+def test_tails_have_variance_one_and_the_share_that_was_asked_for():
+    normalizer = tails_of([4000], share=0.03)
+    out = normalizer.normalize(rows(4000))[:, 3:]
+    np.testing.assert_allclose(out.std(0), 1.0, atol=1e-3)
+    np.testing.assert_allclose((out > 0).mean(0), 0.03, atol=1e-3)
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.lists(st.integers(1, 3000), min_size=1, max_size=6))
+def test_the_sample_is_every_kth_row_whatever_the_batches(sizes):
+    normalizer, data = tails_of(sizes), rows(sum(sizes))
+    kept = normalizer.state_dict()["sample"]
+    assert len(kept) == -(-len(data) // normalizer.stride) <= 4096
+    assert len(kept) > 2048 or normalizer.stride == 1
+    np.testing.assert_array_equal(kept, data[:: normalizer.stride])
+
+
+def test_tails_of_constants_are_zero_and_outliers_are_clipped():
+    normalizer = TailNormalizer(2, 0.1)
+    assert normalizer.normalize(np.ones((1, 2), np.float32)).tolist() == [[1, 1, 0, 0, 0, 0]]
+    normalizer.update(np.array([[0.0, 7.0], [2.0, 7.0]], dtype=np.float32))
+    out = normalizer.normalize(np.array([[1e6, 9.0]], dtype=np.float32))
+    assert out[0, 2:].tolist() == [50.0, 0.0, 0.0, 0.0]
+
+
+def test_tails_of_tensors_and_arrays_are_alike():
+    normalizer, data = tails_of([100]), rows(20, seed=1)
+    np.testing.assert_array_equal(
+        normalizer.normalize_tensor(torch.from_numpy(data)).numpy(), normalizer.normalize(data)
+    )
+
+
+def test_loaded_tails_continue_bitwise():
+    first = tails_of([5000])
+    second = TailNormalizer(3, 0.1)
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    for normalizer in (first, second):
+        normalizer.update(rows(1000, seed=1))
+    np.testing.assert_array_equal(first.normalize(rows(50)), second.normalize(rows(50)))
+
+
+def test_the_configuration_says_which_normaliser():
+    assert make_normalizer(TrainConfig(), 3) is None
+    assert type(make_normalizer(TrainConfig(normalize_obs=True), 3)) is RunningNormalizer
+    tails = make_normalizer(TrainConfig(normalize_obs=True, tail_share=0.03), 3)
+    assert isinstance(tails, TailNormalizer)
+    assert tails.width == 9

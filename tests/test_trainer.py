@@ -85,7 +85,12 @@ def test_evaluation_frequency_does_not_change_training(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"policy.kind": "gaussian", "train.normalize_obs": True, "train.reward_scale": 2.0},
+        {
+            "policy.kind": "gaussian",
+            "train.normalize_obs": True,
+            "train.tail_share": 0.1,
+            "train.reward_scale": 2.0,
+        },
         {"env.num_envs": 3, "multiplier.kind": "scalar_pid", "train.updates_per_step": 0.4},
     ],
     ids=["gaussian-normalised", "diffusion-vector-pid"],

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from algd.errors import CheckpointError, ConfigError
 from algd.training.load import LoadedPolicy
-from algd.training.normalization import RunningNormalizer
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.yaml"
@@ -49,6 +48,8 @@ def write_export(policy: LoadedPolicy, directory: Path, extra: dict[str, Any]) -
     if policy.normalizer is not None:
         state = policy.normalizer.state_dict()
         count = int(state.pop("count"))
+        # What only further training needs.
+        state = {k: v for k, v in state.items() if k not in ("sample", "stride")}
         tensors |= {f"{_NORMALIZER}.{k}": torch.from_numpy(v.copy()) for k, v in state.items()}
     description = {"format": FORMAT, "task": _plain_task(policy.task), "normalizer_count": count}
     weights = safetensors.torch.save(tensors, metadata={"format": "pt"})
@@ -74,9 +75,8 @@ def load_export(directory: Path) -> LoadedPolicy:
         for part, module in _modules(policy).items():
             module.load_state_dict(_under(part, tensors))
         count = description["normalizer_count"]
-        if count is not None:
+        if policy.normalizer is not None:
             state = {k: v.numpy() for k, v in _under(_NORMALIZER, tensors).items()}
-            policy.normalizer = RunningNormalizer(policy.obs_dim)
             policy.normalizer.load_state_dict({"count": count} | state)
     except (OSError, SafetensorError, KeyError, TypeError, RuntimeError, ConfigError) as error:
         raise CheckpointError(

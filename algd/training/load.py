@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from algd.training.checkpoint import CheckpointStore
-from algd.training.normalization import RunningNormalizer
+from algd.training.normalization import make_normalizer
 
 if TYPE_CHECKING:
     from algd.experiments.config import ExperimentConfig, TrainedAgent
@@ -36,14 +36,14 @@ class LoadedPolicy:
         self.obs_dim: int = task["obs_dim"]
         self.action_low = np.asarray(task["action_low"], dtype=np.float64)
         self.action_high = np.asarray(task["action_high"], dtype=np.float64)
+        self.normalizer = make_normalizer(config.train, self.obs_dim)
         self.agent: TrainedAgent = make_agent(
             config,
-            obs_dim=task["obs_dim"],
+            obs_dim=self.obs_dim if self.normalizer is None else self.normalizer.width,
             action_dim=task["action_dim"],
             episode_length=task["episode_length"],
             device=torch.device("cpu"),
         )
-        self.normalizer: RunningNormalizer | None = None
         self.generator = torch.Generator().manual_seed(config.seed)
 
     def act(self, obs: np.ndarray, *, deterministic: bool = True) -> np.ndarray:
@@ -95,7 +95,6 @@ def load(source: str | Path, *, policy: str = "latest") -> LoadedPolicy:
     state = store.load() if policy == "latest" else store.load_policy(policy)
     loaded = LoadedPolicy(load_config([directory / "config.yaml"]), state["task"])
     loaded.agent.load_state_dict(state["agent"])
-    if state["normalizer"] is not None:
-        loaded.normalizer = RunningNormalizer(loaded.obs_dim)
+    if loaded.normalizer is not None:
         loaded.normalizer.load_state_dict(state["normalizer"])
     return loaded

@@ -22,6 +22,9 @@ class TrainConfig:
     initial_updates_per_step, initial_steps: another pace for the first steps (null, 0: none).
     reward_scale: multiplies rewards before the critics see them; reported returns are not scaled.
     normalize_obs: running normalisation of observations, saved with the policy.
+    tail_share: with normalize_obs, adds two inputs for each: how far it is above and below the
+        quantiles that leave this share of observations outside (null: none). Critics then find
+        rare events, such as contact in lidar readings, from fewer episodes.
     log_interval, checkpoint_interval: steps between rows of metrics.csv, between checkpoints.
     on_save_error: when the disk refuses a checkpoint or a row, ``stop`` with one line, or
         ``continue`` with a warning each time and try again at the next interval.
@@ -41,6 +44,7 @@ class TrainConfig:
     initial_steps: int = 0
     reward_scale: float = 1.0
     normalize_obs: bool = False
+    tail_share: float | None = None
     log_interval: int = 1_000
     checkpoint_interval: int = 10_000
     keep_checkpoints: int = 2
@@ -67,6 +71,11 @@ class TrainConfig:
         for name in ("learning_starts", "updates_per_step", "initial_steps"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
+        share = self.tail_share
+        if share is not None and not 0.0 < share < 0.5:
+            raise ValueError(f"tail_share must be null or in (0, 0.5), got {share}")
+        if share is not None and not self.normalize_obs:
+            raise ValueError("tail_share needs normalize_obs: true, got false")
         pace = self.initial_updates_per_step
         if pace is not None and not 0 <= pace < float("inf"):
             raise ValueError(f"initial_updates_per_step must be null or >= 0, got {pace}")

@@ -25,7 +25,7 @@ from algd.training.checkpoint import CheckpointStore, Task
 from algd.training.durable_files import replace_durably
 from algd.training.finishing import finish_run
 from algd.training.metric_window import BoundWatch, MetricWindow
-from algd.training.normalization import RunningNormalizer
+from algd.training.normalization import make_normalizer
 from algd.training.recording import record_episode, record_row
 from algd.training.run_lock import RunLock
 from algd.training.run_state import restore_training, training_state
@@ -110,12 +110,16 @@ class Trainer:
         self.evaluation_env = make_env(config.env)
         self._resources.callback(self.evaluation_env.close)
         dims = (self.env.obs_dim, self.env.action_dim)
+        self.normalizer = make_normalizer(config.train, self.env.obs_dim)
         self.agent = make_agent(
-            config, *dims, episode_length=self.env.max_episode_steps, device=self.device
+            config,
+            self.env.obs_dim if self.normalizer is None else self.normalizer.width,
+            self.env.action_dim,
+            episode_length=self.env.max_episode_steps,
+            device=self.device,
         )
         capacity = min(config.train.buffer_size, config.train.total_steps)
         self.replay = ReplayBuffer(capacity, *dims, device=self.device)
-        self.normalizer = RunningNormalizer(dims[0]) if config.train.normalize_obs else None
         streams = np.random.SeedSequence(config.seed).spawn(3)
         words = [int(stream.generate_state(1, np.uint64)[0] >> 1) for stream in streams]
         self.acting = torch.Generator().manual_seed(words[0])

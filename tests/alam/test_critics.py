@@ -94,11 +94,11 @@ def test_targets_take_the_minimum_of_the_reward_twins_and_each_cost_member_its_o
 
 
 def test_pessimistic_bootstrap_gives_all_members_one_target_that_is_never_below_the_cost():
-    critics = critics_of(num_cost_critics=3, cost_discount=0.8, cost_bootstrap="pessimistic")
+    critics = critics_of(num_cost_critics=3, cost_discount=0.8, bootstrap_pessimism=0.25)
     batch = batch_of([0.0, 1.0])
     hold_constant(critics.cost_target, [1.0, 2.0, 3.0])
     _, cost = critics.targets(batch, batch.action)
-    ahead = 2.0 + critics.config.cost_pessimism * 1.0  # mean and deviation of 1, 2, 3
+    ahead = 2.0 + 0.25 * 1.0  # mean and deviation of 1, 2, 3
     assert cost.shape == (3, 2)
     assert cost[:, 0].tolist() == [pytest.approx(0.5 + 0.8 * ahead)] * 3
     assert cost[:, 1].tolist() == [0.5, 0.5, 0.5]

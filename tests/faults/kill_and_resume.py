@@ -70,7 +70,8 @@ TINY = {
 GAUSSIAN = {"policy.kind": "gaussian"}
 DIFFUSION = {"policy.schedule": {"kind": "ve", "num_train_timesteps": 3}}
 VARIANTS: dict[str, dict[str, Any]] = {
-    "gaussian, statewise_alam, normalised": GAUSSIAN | {"train.normalize_obs": True},
+    "gaussian, statewise_alam, tails": GAUSSIAN
+    | {"train.normalize_obs": True, "train.tail_share": 0.1},
     "diffusion, scalar_pid, 3 environments": DIFFUSION
     | {"multiplier.kind": "scalar_pid", "env.num_envs": 3, "train.updates_per_step": 0.4},
     "gaussian, scalar_dual": GAUSSIAN | {"multiplier.kind": "scalar_dual"},
