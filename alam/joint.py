@@ -103,6 +103,7 @@ class JointLearner(Generic[AgentT]):
 
     def count_update(self) -> AgentT:
         """Count an update of every agent; return the first, whose counters are those of all."""
+        _require_same(self.agents, "num_updates")  # none was updated alone in between
         for agent in self.agents:
             agent.num_updates += 1
         return self.agents[0]
@@ -294,6 +295,10 @@ def _require_alike(agents: Sequence[ConstrainedLearner], kind: type[ConstrainedL
                 f"this joint update is for {kind.__name__}, got {type(agent).__name__}"
             )
     for what in ("config", "obs_dim", "action_dim", "device", "num_updates"):
-        values = [getattr(agent, what) for agent in agents]
-        if any(value != values[0] for value in values):
-            raise ValueError(f"agents updated together must have the same {what}, got {values}")
+        _require_same(agents, what)
+
+
+def _require_same(agents: Sequence[ConstrainedLearner], what: str) -> None:
+    values = [getattr(agent, what) for agent in agents]
+    if any(value != values[0] for value in values):
+        raise ValueError(f"agents updated together must have the same {what}, got {values}")

@@ -1,7 +1,9 @@
 """All updates of one environment step as one CUDA graph, against the eager loop on the same GPU.
 
 Run on a machine with a GPU: `python tests/benchmarks/gpu_update.py` (--compile adds torch.compile
-under the graph). Prints a table and writes ``results/gpu_update.json``. Replay rows are drawn
+under the graph, --seeds sets how many are updated in one graph). Prints a table and writes
+``results/gpu_update.json``: the graph of one seed against its eager loop, and the graph of several
+seeds against that of one. Replay rows are drawn
 inside the graph by a device generator; Adam counts its steps on the device (capturable); the
 update asks the host for nothing, which the sync debug mode of torch enforces here and
 ``test_no_host_sync.py`` on a CPU.
@@ -15,6 +17,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +25,13 @@ if __name__ == "__main__":
     sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
 
 import torch
-from benchmarks.pairs import ACTION, BATCH, OBS, Agent, agent_of
+from benchmarks.pairs import ACTION, BATCH, OBS, Agent, agent_of, update_alone
 
 from alam.multiplier import StatewiseALaM
 from alam.networks import polyak_update
-from alam.replay import ReplayBuffer
+from alam.replay import JointReplay
+from alam.types import Batch
+from algd.diffusion.joint import join
 
 RESULTS = Path(__file__).parent / "results" / "gpu_update.json"
 UPDATES = 10  # per environment step, as released
@@ -35,47 +40,62 @@ _ROWS = 100_000
 
 
 class StepUpdates:
-    """The updates of one environment step, on a replay that lives on the device."""
+    """The updates of one environment step, on a replay that lives on the device.
 
-    def __init__(self, agent: Agent, *, updates: int = UPDATES) -> None:
-        config = agent.config
+    Args:
+        agents: one, or those of several seeds.
+        updates: per environment step.
+        rows: of each seed's replay.
+        together: update several agents together; False updates each alone, on the same rows.
+    """
+
+    def __init__(
+        self, *agents: Agent, updates: int = UPDATES, rows: int = _ROWS, together: bool = True
+    ) -> None:
+        self.agents = agents
+        self.agent = agents[0]
+        config = self.agent.config
         if updates % config.critics.target_update_interval:
             raise ValueError(
                 f"updates must be a multiple of target_update_interval "
                 f"{config.critics.target_update_interval}, got {updates}"
             )
-        self.agent = agent
         self.updates = updates
-        self.sampling = torch.Generator(device=agent.device).manual_seed(1)
-        self.replay = ReplayBuffer(_ROWS, OBS, ACTION, device=agent.device)
+        device = self.agent.device
+        self.sampling = torch.Generator(device=device).manual_seed(1)
+        self.replay = JointReplay(len(agents), rows, OBS, ACTION, device=device)
         self.replay.table.normal_(generator=self.sampling)
-        self.replay.total_added = _ROWS
         # Read by the graph: rows that arrive later are drawn as well.
-        self.size = torch.full((), float(_ROWS), dtype=torch.float64, device=agent.device)
+        self.size = torch.full((), float(rows), dtype=torch.float64, device=device)
+        self.update: Callable[[Batch], object] = (
+            join(agents).update if together and len(agents) > 1 else partial(update_alone, agents)
+        )
         self.interval = 0
-        if isinstance(agent.multiplier, StatewiseALaM):
-            self.interval = agent.multiplier.config.dual_target_interval
+        if isinstance(self.agent.multiplier, StatewiseALaM):
+            self.interval = self.agent.multiplier.config.dual_target_interval
         self.since_copy = 0
 
     def run(self) -> None:
         """Take all updates of the step; what a graph captures."""
+        shape = (len(self.agents), BATCH)
         for _ in range(self.updates):
             uniform = torch.rand(
-                BATCH, generator=self.sampling, device=self.agent.device, dtype=torch.float64
+                shape, generator=self.sampling, device=self.agent.device, dtype=torch.float64
             )
-            slots = (uniform * self.size).long()
-            self.agent.update(self.replay.unpack(self.replay.table.index_select(0, slots)))
+            self.update(self.replay.read((uniform * self.size).long()))
 
     def between(self) -> None:
         """Move the lagged multiplier when it is due; the counters of the agent stand still."""
         self.since_copy += self.updates
-        multiplier = self.agent.multiplier
-        if self.interval and self.since_copy >= self.interval:
+        if not self.interval or self.since_copy < self.interval:
+            return
+        for agent in self.agents:
+            multiplier = agent.multiplier
             assert isinstance(multiplier, StatewiseALaM)
             polyak_update(
                 multiplier.lagged, multiplier.network, rate=multiplier.config.dual_target_rate
             )
-            self.since_copy = 0
+        self.since_copy = 0
 
     def capture(self, body: Callable[[], None] | None = None) -> Callable[[], None]:
         """Return the replay of one graph of ``run``; warms up on a side stream first."""
@@ -87,7 +107,7 @@ class StepUpdates:
                 body()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        for generator in (self.agent.generator, self.sampling):
+        for generator in (*(agent.generator for agent in self.agents), self.sampling):
             graph.register_generator_state(generator)
         with torch.cuda.graph(graph):
             body()
@@ -121,17 +141,20 @@ def count_syncs(call: Callable[[], None]) -> None:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def measure(preset: str, *, compiled: bool, rounds: int) -> dict[str, Any]:
-    """Return the medians of alternating runs of the eager loop and the graph."""
+def measure(preset: str, *, compiled: bool, rounds: int, seeds: int) -> dict[str, Any]:
+    """Return the medians of alternating runs of the eager loop and the graphs."""
     eager, captured = (StepUpdates(agent_of(preset, device="cuda")) for _ in range(2))
+    joint = StepUpdates(*(agent_of(preset, device="cuda", seed=seed) for seed in range(seeds)))
     count_syncs(eager.run)
+    count_syncs(joint.run)
     if compiled:
-        captured.agent.update = torch.compile(captured.agent.update)
-    graph = captured.capture()
-    times: dict[str, list[float]] = {"eager": [], "graph": []}
+        captured.update, joint.update = map(torch.compile, (captured.update, joint.update))
+    graph, joint_graph = captured.capture(), joint.capture()
+    times: dict[str, list[float]] = {"eager": [], "graph": [], "seeds": []}
     for _ in range(rounds):
         times["eager"].append(milliseconds(eager.run, calls=2))
         times["graph"].append(milliseconds(graph, calls=20))
+        times["seeds"].append(milliseconds(joint_graph, calls=20))
     medians = {name: sorted(values)[len(values) // 2] for name, values in times.items()}
     return {
         "eager_ms_per_update": medians["eager"] / UPDATES,
@@ -139,6 +162,9 @@ def measure(preset: str, *, compiled: bool, rounds: int) -> dict[str, Any]:
         "ratio": medians["eager"] / medians["graph"],
         "updates_per_second": 1e3 * UPDATES / medians["graph"],
         "minutes_for_1e6_updates": 1e6 * medians["graph"] / UPDATES / 6e4,
+        "seeds": seeds,
+        "seeds_ms_per_update": medians["seeds"] / UPDATES,
+        "seeds_over_one": medians["seeds"] / medians["graph"],
         "host_syncs": 0,
         "compiled": compiled,
     }
@@ -149,11 +175,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--compile", action="store_true", help="torch.compile under the graph")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--seeds", type=int, default=8, help="updated in one graph; at least 2")
     options = parser.parse_args()
+    if options.seeds < 2:
+        parser.error(f"--seeds must be >= 2, got {options.seeds}")
+    if not torch.cuda.is_available():
+        parser.error("no CUDA device here; tests/benchmarks/test_joint_update.py needs none")
     torch.set_float32_matmul_precision("highest")
     result: dict[str, Any] = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__}
     for preset in PRESETS:
-        row = measure(preset, compiled=options.compile, rounds=options.rounds)
+        row = measure(preset, compiled=options.compile, rounds=options.rounds, seeds=options.seeds)
         result[preset] = row
         print(preset, {k: round(v, 3) for k, v in row.items() if isinstance(v, float)}, flush=True)
     RESULTS.parent.mkdir(parents=True, exist_ok=True)

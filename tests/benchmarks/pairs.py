@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from alam.multiplier import StatewiseALaM
 from alam.networks import EnsembleMLP
 from alam.sac import SACAgent
-from alam.types import Batch
+from alam.types import Batch, Metrics
 from algd.diffusion.agent import ALGDAgent
 from algd.diffusion.release import ReleasePolicy
 from algd.experiments.config import load_config, make_agent
@@ -77,6 +77,14 @@ def make_batch(size: int = BATCH, *, seed: int = 0, device: str = "cpu") -> Batc
         (torch.rand(size, generator=generator) < 0.1).to(torch.get_default_dtype()),
     )
     return Batch(*(tensor.to(device) for tensor in batch))
+
+
+def update_alone(agents: Sequence[Agent], batch: Batch) -> list[Metrics]:
+    """Update each agent on its own slice of a batch with a leading seed dimension."""
+    return [
+        agent.update(Batch(*(column[seed] for column in batch)))
+        for seed, agent in enumerate(agents)
+    ]
 
 
 def to_float64(agent: Agent) -> Agent:

@@ -2,12 +2,12 @@
 
 import copy
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from benchmarks.gpu_update import StepUpdates
 from benchmarks.pairs import (
     ACTION,
     EPISODE_LENGTH,
@@ -17,6 +17,7 @@ from benchmarks.pairs import (
     make_batch,
     tensors_of_agent,
     to_float64,
+    update_alone,
 )
 from torch import Tensor
 
@@ -70,11 +71,9 @@ def agents_of(case: str, *, num_seeds: int = SEEDS, **changes: Any) -> list[Agen
     return [agent_of(base, seed=seed, **settings) for seed in range(num_seeds)]
 
 
-def batches(update: int, size: int = 32) -> list[Batch]:
-    return [make_batch(size, seed=SEEDS * update + seed) for seed in range(SEEDS)]
-
-
-def stacked(rows: Sequence[Batch]) -> Batch:
+def batch_of(update: int, size: int = 32) -> Batch:
+    """Return batches of all seeds, stacked."""
+    rows = [make_batch(size, seed=SEEDS * update + seed) for seed in range(SEEDS)]
     return Batch(*(torch.stack(column) for column in zip(*rows, strict=True)))
 
 
@@ -107,9 +106,9 @@ def test_every_seed_equals_its_lone_run_in_double_precision(case: str) -> None:
     alone, together = (list(map(to_float64, agents_of(case))) for _ in range(2))
     joint = join(together)
     for update in range(20 if case in LONG else 8):
-        rows = batches(update)
-        expected = [agent.update(batch) for agent, batch in zip(alone, rows, strict=True)]
-        metrics = joint.update(stacked(rows))
+        batch = batch_of(update)
+        expected = update_alone(alone, batch)
+        metrics = joint.update(batch)
         for seed, wanted in enumerate(expected):
             _assert_metrics({name: value[seed] for name, value in metrics.items()}, wanted)
     for actual, expected_agent in zip(together, alone, strict=True):
@@ -130,12 +129,12 @@ def test_every_seed_equals_its_lone_run_in_single_precision_at_full_width(preset
     joint = join(together)
     seconds = dict.fromkeys(("alone", "together"), 0.0)
     for update in range(5):
-        rows = batches(update, 64)
+        batch = batch_of(update, 64)
         started = time.process_time()
-        _update_each(alone, rows)
+        update_alone(alone, batch)
         seconds["alone"] += time.process_time() - started
         started = time.process_time()
-        joint.update(stacked(rows))
+        joint.update(batch)
         seconds["together"] += time.process_time() - started
     print(f"{preset}: together / alone = {seconds['together'] / seconds['alone']:.2f} on the CPU")
     differences = torch.cat(
@@ -153,24 +152,19 @@ def test_every_seed_equals_its_lone_run_in_single_precision_at_full_width(preset
 @pytest.mark.parametrize("case", ["sac_alam", "algd", "algd_log_dual_on_replay"])
 def test_seeds_join_midway_and_go_on_alone(case: str) -> None:
     alone, together = (list(map(to_float64, agents_of(case))) for _ in range(2))
-    rows = [batches(update) for update in range(12)]
-    for update in range(12):
-        _update_each(alone, rows[update])
-    for update in range(4):
-        _update_each(together, rows[update])
+    batches = [batch_of(update) for update in range(12)]
+    for batch in batches:
+        update_alone(alone, batch)
+    for batch in batches[:4]:
+        update_alone(together, batch)
     joint = join(together)
-    for update in range(4, 8):
-        joint.update(stacked(rows[update]))
+    for batch in batches[4:8]:
+        joint.update(batch)
     together = joint.release()
-    for update in range(8, 12):
-        _update_each(together, rows[update])
+    for batch in batches[8:]:
+        update_alone(together, batch)
     for actual, expected in zip(together, alone, strict=True):
         assert_same(actual, expected, 1e-9)
-
-
-def _update_each(agents: Sequence[Agent], rows: Sequence[Batch]) -> None:
-    for agent, batch in zip(agents, rows, strict=True):
-        agent.update(batch)
 
 
 @pytest.mark.parametrize("case", ["sac_alam", "algd", "release_vesde"])
@@ -178,11 +172,11 @@ def test_the_state_of_one_seed_is_that_of_an_ordinary_agent(case: str) -> None:
     together, (_, ordinary, _) = agents_of(case), agents_of(case)
     joint = join(together)
     for update in range(3):
-        joint.update(stacked(batches(update)))
+        joint.update(batch_of(update))
     ordinary.load_state_dict(copy.deepcopy(together[1].state_dict()))
-    rows = batches(3)
-    ordinary.update(rows[1])
-    joint.update(stacked(rows))
+    batch = batch_of(3)
+    ordinary.update(Batch(*(column[1] for column in batch)))
+    joint.update(batch)
     assert_same(together[1], ordinary, FLOAT32_TOLERANCE)
     obs = make_batch(4).obs.numpy()
     for rows_acted in (obs, obs[:1]):  # the sampler of one row reads the weights where they lie
@@ -196,7 +190,7 @@ def test_the_state_of_one_seed_is_that_of_an_ordinary_agent(case: str) -> None:
 def test_released_seeds_share_no_memory() -> None:
     together = agents_of("algd")
     joint = join(together)
-    joint.update(stacked(batches(0)))
+    joint.update(batch_of(0))
     shared = everything(together[0])
     before = {name: value.clone() for name, value in everything(together[1]).items()}
     assert joint.release() == together
@@ -206,14 +200,37 @@ def test_released_seeds_share_no_memory() -> None:
         torch.testing.assert_close(value, before[name], rtol=0.0, atol=0.0, msg=name)
 
 
+def test_an_agent_updated_alone_while_joined_is_noticed() -> None:
+    together = agents_of("sac_lag")
+    joint = join(together)
+    joint.update(batch_of(0))
+    together[1].update(make_batch(8))
+    with pytest.raises(ValueError, match="must have the same num_updates, got \\[1, 2, 1\\]"):
+        joint.update(batch_of(1))
+
+
 def test_episode_costs_reach_the_multiplier_of_their_own_seed() -> None:
     together = agents_of("sac_lag", **{"multiplier.signal": "episode", "multiplier.interval": 1})
     joint = join(together)
     together[1].observe_episode_cost(1000.0)
-    metrics = joint.update(stacked(batches(0)))
+    metrics = joint.update(batch_of(0))
     values = metrics["train/multiplier"].tolist()
     assert values[0] == values[2]
     assert values[1] > values[0]
+
+
+@pytest.mark.usefixtures("float64")
+def test_the_updates_of_a_step_on_stacked_replays_equal_the_lone_ones() -> None:
+    alone, together = (
+        StepUpdates(*map(to_float64, agents_of("algd")), updates=2, rows=100, together=joined)
+        for joined in (False, True)
+    )
+    for steps in (alone, together):
+        steps.replay.table = steps.replay.table.double()
+    for steps in (alone, together):
+        steps.run()
+    for actual, expected in zip(together.agents, alone.agents, strict=True):
+        assert_same(actual, expected, 1e-9)
 
 
 def other_kind() -> Agent:
