@@ -15,7 +15,7 @@ from torch import Tensor
 
 from alam.critics import SafeCritics
 from alam.lagrangian import Constraint
-from alam.networks import is_transformed
+from alam.vmap_rules import is_transformed
 
 Evaluate = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """(obs (B, O), actions (*S, B, A)) -> energy and constraint violation, each (*S, B)."""

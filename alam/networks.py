@@ -14,15 +14,14 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch._C._functorch import is_functorch_wrapped_tensor  # pyright: ignore[reportMissingImports]
 
 from alam import cpu_regression
 from alam.cpu_frozen import can_sweep, run_frozen, sweep
 from alam.cpu_passes import Member, Passes, broadcast_leading, members_of, run
-from alam.stacked_product import affine
+from alam.vmap_rules import affine, is_transformed, silu
 
 Activation = Literal["relu", "silu", "tanh", "mish"]
-_ACTIVATIONS = {"relu": F.relu, "silu": F.silu, "tanh": torch.tanh, "mish": F.mish}
+_ACTIVATIONS = {"relu": F.relu, "silu": silu, "tanh": torch.tanh, "mish": F.mish}
 
 
 class EnsembleMLP(nn.Module):
@@ -169,7 +168,7 @@ class EnsembleMLP(nn.Module):
         """Return the outputs (E, N, out) by one batched product per layer, in plain torch."""
         hidden = self._first_layer(projected, inputs, weights[0], biases[0])
         for weight, bias in zip(weights[1:], biases[1:], strict=True):
-            hidden = _affine(bias, self.activation(hidden), weight)
+            hidden = affine(bias, self.activation(hidden), weight)
         return hidden
 
     def _first_layer(
@@ -179,7 +178,7 @@ class EnsembleMLP(nn.Module):
         members, _, width = weight.shape
         if not any(projected) and all(x.shape[:-1] == inputs[0].shape[:-1] for x in inputs):
             flat = torch.cat(list(inputs), dim=-1).flatten(0, -2)
-            return _affine(bias, flat.expand(members, *flat.shape), weight)
+            return affine(bias, flat.expand(members, *flat.shape), weight)
         dims = max(x.dim() - 1 - p for x, p in zip(inputs, projected, strict=True))
         total = bias.reshape(members, *([1] * dims), width)
         blocks = weight.split(self.parts, dim=1)
@@ -188,17 +187,6 @@ class EnsembleMLP(nn.Module):
             missing = dims - (product.dim() - 2)
             total = total + product.reshape(members, *([1] * missing), *product.shape[1:-1], width)
         return total.flatten(1, -2)
-
-
-def is_transformed(x: Tensor) -> bool:
-    """True inside ``torch.vmap`` and the other transforms of ``torch.func``."""
-    compiling = torch.compiler.is_compiling()  # a compiler cannot trace the question
-    return not compiling and is_functorch_wrapped_tensor(x)
-
-
-def _affine(bias: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    """Return bias + x @ weight, as one product."""
-    return affine(bias, x, weight) if is_transformed(x) else torch.baddbmm(bias, x, weight)
 
 
 def _tensors(parameters: nn.ParameterList) -> list[Tensor]:

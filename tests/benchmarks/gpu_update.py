@@ -3,7 +3,8 @@
 Run on a machine with a GPU: `python tests/benchmarks/gpu_update.py` (--compile adds torch.compile
 under the graph, --seeds sets how many are updated in one graph). Prints a table and writes
 ``results/gpu_update.json``: the graph of one seed against its eager loop, and the graph of several
-seeds against that of one. Replay rows are drawn
+seeds against that of one. Without a GPU it prints how many kernels these updates launch and how
+much they write, which needs none. Replay rows are drawn
 inside the graph by a device generator; Adam counts its steps on the device (capturable); the
 update asks the host for nothing, which the sync debug mode of torch enforces here and
 ``test_no_host_sync.py`` on a CPU.
@@ -16,19 +17,21 @@ moves it between replays instead, see ``between``.
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 if __name__ == "__main__":
     sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
 
 import torch
 from benchmarks.pairs import ACTION, BATCH, OBS, Agent, agent_of, update_alone
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from alam.multiplier import StatewiseALaM
-from alam.networks import polyak_update
+from alam.networks import EnsembleMLP, polyak_update
 from alam.replay import JointReplay
 from alam.types import Batch
 from algd.diffusion.joint import join
@@ -37,6 +40,38 @@ RESULTS = Path(__file__).parent / "results" / "gpu_update.json"
 UPDATES = 10  # per environment step, as released
 PRESETS = ("release_vesde", "sac_alam", "algd", "corrected")
 _ROWS = 100_000
+
+_NO_KERNEL = ("empty", "detach", "_unsafe_view", "squeeze_", "_record_function")
+
+
+class Launches(TorchDispatchMode):
+    """Counts the calls that start a kernel on a GPU, and the bytes of what they return."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernels = 0
+        self.written = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if not (func.is_view or func.overloadpacket.__name__.startswith(_NO_KERNEL)):
+            self.kernels += 1
+            outputs = result if isinstance(result, list | tuple) else [result]
+            self.written += sum(x.nbytes for x in outputs if isinstance(x, torch.Tensor))
+        return result
+
+
+def launches(*agents: Agent) -> Launches:
+    """Return what one update of these agents launches by the operations that a GPU runs."""
+    with patch.object(EnsembleMLP, "written_out", return_value=False):
+        steps = StepUpdates(*agents, updates=2, rows=1000)
+        steps.run()  # the optimisers build their state
+        batch = steps.replay.read(torch.zeros(len(agents), BATCH, dtype=torch.long))
+        with Launches() as counted:
+            steps.update(batch)
+    return counted
 
 
 class StepUpdates:
@@ -180,7 +215,15 @@ def main() -> None:
     if options.seeds < 2:
         parser.error(f"--seeds must be >= 2, got {options.seeds}")
     if not torch.cuda.is_available():
-        parser.error("no CUDA device here; tests/benchmarks/test_joint_update.py needs none")
+        print("no CUDA device here: kernels and MB written by one update, counted on the CPU")
+        for preset in PRESETS:
+            one = launches(agent_of(preset))
+            several = launches(*(agent_of(preset, seed=seed) for seed in range(options.seeds)))
+            for seeds, counted in ((1, one), (options.seeds, several)):
+                print(
+                    f"{preset:14} seeds {seeds}: {counted.kernels:5} {counted.written / 1e6:8.1f}"
+                )
+        return
     torch.set_float32_matmul_precision("highest")
     result: dict[str, Any] = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__}
     for preset in PRESETS:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from benchmarks.gpu_update import StepUpdates
+from benchmarks.gpu_update import StepUpdates, launches
 from benchmarks.pairs import (
     ACTION,
     EPISODE_LENGTH,
@@ -217,6 +217,14 @@ def test_episode_costs_reach_the_multiplier_of_their_own_seed() -> None:
     values = metrics["train/multiplier"].tolist()
     assert values[0] == values[2]
     assert values[1] > values[0]
+
+
+@pytest.mark.usefixtures("no_shape_checks")
+@pytest.mark.parametrize("preset", ["sac_alam", "algd", "release_vesde"])
+def test_four_seeds_launch_hardly_more_kernels_than_one_and_write_no_more_each(preset: str) -> None:
+    one, four = launches(agent_of(preset)), launches(*(agent_of(preset) for _ in range(4)))
+    assert four.kernels < 1.2 * one.kernels  # each seed draws its own noise
+    assert four.written < 1.1 * 4 * one.written
 
 
 @pytest.mark.usefixtures("float64")
