@@ -142,6 +142,14 @@ class ConstrainedLearner:
         if self.num_updates % self.critics.config.target_update_interval == 0:
             self.critics.polyak()
 
+    def scale_learning_rates(self, scale: float) -> None:
+        """Set the rate of every optimiser to ``scale`` times the one that it was built with."""
+        for holder in (self, self.critics, self.multiplier, getattr(self, "temperature", None)):
+            for optimizer in vars(holder).values() if holder is not None else ():
+                if isinstance(optimizer, torch.optim.Optimizer):
+                    for group in optimizer.param_groups:
+                        group["lr"] = scale * group.setdefault("initial_lr", group["lr"])
+
     def observe_episode_cost(self, cost: float) -> None:
         """Tell the multiplier the violation of a finished episode, in the constraint's unit."""
         limit = self.constraint.config.cost_limit

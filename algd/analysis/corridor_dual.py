@@ -145,14 +145,12 @@ class CorridorLattice:
         return Exploration(np.concatenate(states, axis=1), ahead.ravel())
 
 
-def solve_dual(
-    lattice: CorridorLattice, *, temperatures: Sequence[float], penalty_coef: float
-) -> DualPath:
+def solve_dual(lattice: CorridorLattice, *, temperatures: Floats, penalty_coef: float) -> DualPath:
     """Alternate exact evaluation, the dual step of every state, and a step of the policy.
 
     Args:
         lattice: the process.
-        temperatures: of the policy that each round moves towards, in reward.
+        temperatures: (K,) of the policy that each round moves towards, in reward.
         penalty_coef: of the dual step: multipliers grow by it times the risk in their state.
     """
     steps = lattice.task.num_steps

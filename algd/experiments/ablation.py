@@ -36,7 +36,8 @@ class Axis:
     """A question and the settings that answer it.
 
     preset: configuration that the variants depart from. tasks: of the default grid. reference: the
-    variant that the others are compared with. updates: gradient steps of a cell.
+    variant that the others are compared with. updates: gradient steps of a cell. overrides: of
+    every cell on the quick tasks; those of a task come before them.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Axis:
     variants: tuple[Variant, ...]
     reference: str
     updates: int
+    overrides: Overrides = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ TASKS: dict[str, Task] = {
         Task("bandit", {"env.id": "AnalyticBandit1-v0", "constraint.cost_limit": 0.5}),
         Task("islands", {"env.id": "AnalyticIslands1-v0", "constraint.cost_limit": 0.05}),
         Task("finite", _FINITE),
-        Task("corridor", _CORRIDOR, _CORRIDOR_OF_KIND, length=5),
+        Task("corridor", _CORRIDOR, _CORRIDOR_OF_KIND, length=3),
         Task("energy1", _SAMPLER, sampler_dim=1, length=2),
         Task("energy2", _SAMPLER, sampler_dim=2, length=2),
     )
@@ -217,7 +219,7 @@ def _base(axis: Axis, task: Task) -> Overrides:
     """Settings of a task: quick ones for those of seconds, the preset's own for any other."""
     if task.name not in TASKS:
         return {**_QUIET, **task.overrides}
-    base = {**_QUIET, **_QUICK, **task.overrides}
+    base = {**_QUIET, **_QUICK, **axis.overrides, **task.overrides}
     steps = base["train.learning_starts"] + axis.updates * task.length * _ENVS_TOGETHER
     times = ("train.total_steps", "train.checkpoint_interval", "evaluation.interval")
     return base | dict.fromkeys(times, steps)

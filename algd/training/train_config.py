@@ -20,6 +20,8 @@ class TrainConfig:
         the untrained ``policy``.
     updates_per_step: gradient steps per environment step, may be a fraction.
     initial_updates_per_step, initial_steps: another pace for the first steps (null, 0: none).
+    final_learning_rate: share of every optimiser's learning rate that is left at the end; from
+        ``learning_starts`` on they fall linearly to it. 1 keeps them constant.
     reward_scale: multiplies rewards before the critics see them; reported returns are not scaled.
     normalize_obs: running normalisation of observations, saved with the policy.
     tail_share: with normalize_obs, adds two inputs for each: how far it is above and below the
@@ -42,6 +44,7 @@ class TrainConfig:
     updates_per_step: float = 1.0
     initial_updates_per_step: float | None = None
     initial_steps: int = 0
+    final_learning_rate: float = 1.0
     reward_scale: float = 1.0
     normalize_obs: bool = False
     tail_share: float | None = None
@@ -68,6 +71,10 @@ class TrainConfig:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
         if not 0 < self.reward_scale < float("inf"):
             raise ValueError(f"reward_scale must be positive, got {self.reward_scale}")
+        if not 0 < self.final_learning_rate <= 1:
+            raise ValueError(
+                f"final_learning_rate must be in (0, 1], got {self.final_learning_rate}"
+            )
         for name in ("learning_starts", "updates_per_step", "initial_steps"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")

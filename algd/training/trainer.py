@@ -233,10 +233,20 @@ class Trainer:
 
     def _spend_updates(self) -> None:
         """Take the updates that are due; a stop may fall between any two of them."""
+        self._decay_learning_rates()
         while self.update_credit >= 1.0 and self.stop.signal_number is None:
             self.update_credit -= 1.0
             self.window.add(self.agent.update(self._sample_batch()))
             self.num_updates += 1
+
+    def _decay_learning_rates(self) -> None:
+        """Let the rates fall with the steps taken, by the config's share."""
+        config = self.config.train
+        if config.final_learning_rate == 1.0:
+            return
+        length = max(config.total_steps - config.learning_starts, 1)
+        progress = min(max((self.env_step - config.learning_starts) / length, 0.0), 1.0)
+        self.agent.scale_learning_rates(1.0 - (1.0 - config.final_learning_rate) * progress)
 
     def _sample_batch(self) -> Batch:
         """Draw a batch as the agent sees it: rewards scaled, observations normalised."""

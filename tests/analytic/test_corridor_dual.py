@@ -31,7 +31,7 @@ def test_uniform_episodes_collide_as_often_as_in_the_environment(exploration):
     for episode in range(300):
         env.reset(seed=episode)
         levels = rng.integers(-2, 3, 40) / 2
-        collided.append(any(env.step(np.float32([a]))[4]["cost"] for a in levels))
+        collided.append(any(env.step(np.array([a], dtype=np.float32))[4]["cost"] for a in levels))
     share = exploration.violated.reshape(40, -1)[0].mean()
     assert np.mean(collided) == pytest.approx(share, abs=0.1)
 
