@@ -19,9 +19,9 @@ _DUAL_ASCENT: Overrides = {
     "multiplier.learning_rate": 1e-3,
     "multiplier.interval": 1,
 }
-# One run of the bandit (seed 100): at constant rates multipliers were 0.106 off after 5,000 updates,
-# all of them low, though the learnt critics implied the exact ones to 0.024; with falling rates
-# 0.082 after 2,400. Rates that fall to 0.02 within 1,500 updates freeze them before they settle.
+# One run of the bandit (seed 100): at constant rates multipliers were 0.106 off after 5,000
+# updates, all of them low, though the learnt critics implied the exact ones to 0.024; with falling
+# rates 0.082 after 2,400. Falling to 0.02 within 1,500 updates, they freeze before they settle.
 _FALLING_RATES: Overrides = {"train.final_learning_rate": 0.1}
 
 
