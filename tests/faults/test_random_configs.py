@@ -49,6 +49,7 @@ ALLOWED: dict[str, list[Any]] = {
     "policy.target_entropy": [None, -1.0],
     "critics.num_cost_critics": [1, 2, 4],
     "critics.cost_pessimism": [-0.5, 0.0, 1.0],
+    "critics.bootstrap_pessimism": [None, 0.0, 0.5],
     "critics.discount": [0.0, 0.9, 1.0],
     "critics.cost_discount": [0.0, 0.9, 1.0],
     "critics.learning_rate": [1e-4, 1e-2],
@@ -71,6 +72,7 @@ ALLOWED: dict[str, list[Any]] = {
     "train.initial_updates_per_step": [None, 0.0, 2.0],
     "train.initial_steps": [0, 30],
     "train.reward_scale": [0.1, 10.0],
+    "train.tail_share": [None, 0.1],
     "train.log_interval": [1, 13],
     "train.checkpoint_interval": [7, 100],
     "train.keep_checkpoints": [1, 3],
@@ -117,6 +119,8 @@ def overrides(draw: st.DrawFn) -> dict[str, Any]:
         found |= choices(kind, f"{group}.")
     for key in draw(st.lists(st.sampled_from(sorted(found)), max_size=8, unique=True)):
         drawn[key] = draw(st.sampled_from(found[key]))
+    if drawn.get("train.tail_share") is not None:
+        drawn["train.normalize_obs"] = True  # refused without
     small = {key: [8] for key in found if key.endswith(".hidden")}
     base = {k: v for k, v in TINY.items() if k.split(".")[0] not in ("policy", "multiplier")}
     return base | small | drawn | FIXED
