@@ -5,12 +5,19 @@ the run, the slope of resident memory in MB per 10,000 steps, and the speed of t
 against that of the first, in updates per second of wall clock and of processor time (the second
 is the one to trust on a busy machine).
 
-    python tests/faults/long_run.py --minutes 120 --preset algd --set env.id=SafetyPointGoal1-v0
+    python tests/faults/long_run.py --minutes 120 --preset cpu --run-dir DIR
+
+On a machine that others use, both figures of speed move with what they do. With ``--compare`` the
+kept run, continued from its last checkpoint, and a young one of the same settings take turns in one
+process (A B A B), and the median ratio of their times is printed:
+
+    python tests/faults/long_run.py --compare DIR --preset cpu
 """
 
 import argparse
 import os
 import shutil
+import statistics
 import tempfile
 import time
 from dataclasses import dataclass
@@ -20,10 +27,13 @@ import numpy as np
 
 from algd.experiments.config import load_config
 from algd.experiments.yaml_files import parse_yaml
+from algd.training.checkpoint import CheckpointStore
 from algd.training.run_directory import claim_run_dir
 from algd.training.trainer import Trainer
 
 _SAMPLE_SECONDS = 5.0
+_BASE = {"tracking.wandb": "disabled", "tracking.progress": False, "evaluation.video": False}
+_BLOCKS, _BLOCK_STEPS, _YOUNG_STEPS = 24, 500, 2_000
 
 
 @dataclass
@@ -46,9 +56,8 @@ def resident_mb() -> float:
 
 def train_and_sample(run_dir: Path, presets: list[str], changes: dict, seconds: float) -> list:
     """Train until the time is over; return the samples."""
-    base = {"tracking.wandb": "disabled", "tracking.progress": False, "evaluation.video": False}
     claim_run_dir(run_dir)
-    trainer = Trainer(load_config(presets, base | changes), run_dir)
+    trainer = Trainer(load_config(presets, _BASE | changes), run_dir)
     samples: list[Sample] = []
     began, step = time.perf_counter(), trainer._step_environment
 
@@ -97,6 +106,36 @@ def report(samples: list[Sample]) -> None:
         print(f"updates per {clock} second: {first:.1f} then {last:.1f} ({last / first - 1:+.1%})")
 
 
+def compare(kept: Path, presets: list[str], changes: dict, root: Path) -> None:
+    """Print how long a step of a kept run takes, in units of a young run's."""
+    config = load_config(presets, _BASE | changes)
+    shutil.copytree(kept, root / "old")
+    claim_run_dir(root / "young")
+    checkpoint = CheckpointStore(root / "old").latest()
+    assert checkpoint is not None, f"{kept} holds no checkpoint"
+    old = Trainer(config, root / "old", checkpoint=checkpoint)
+    young = Trainer(config, root / "young")
+
+    def seconds(trainer: Trainer, steps: int) -> tuple[float, float]:
+        clocks = time.perf_counter(), time.process_time()
+        for _ in range(steps):
+            trainer._step_environment()
+            trainer._earn_updates()
+            trainer._spend_updates()
+        return time.perf_counter() - clocks[0], time.process_time() - clocks[1]
+
+    seconds(young, config.train.learning_starts + _YOUNG_STEPS)
+    pairs = [(seconds(old, _BLOCK_STEPS), seconds(young, _BLOCK_STEPS)) for _ in range(_BLOCKS)]
+    print(f"run of {old.env_step} steps against one of {young.env_step}, blocks A B A B:")
+    for place, clock in enumerate(("wall", "processor")):
+        ratios = sorted(a[place] / b[place] for a, b in pairs)
+        low, high = ratios[len(ratios) // 4], ratios[-len(ratios) // 4]
+        middle = statistics.median(ratios)
+        print(
+            f"{clock} time a step: {middle:.3f} of the young one (quartiles {low:.3f} {high:.3f})"
+        )
+
+
 def main() -> None:
     """Run and report."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -104,11 +143,14 @@ def main() -> None:
     parser.add_argument("--preset", action="append", default=[])
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--run-dir", type=Path, help="keep the run here (default: thrown away)")
+    parser.add_argument("--compare", type=Path, metavar="RUN_DIR", help="with a young run")
     options = parser.parse_args()
     pairs = [text.partition("=") for text in options.set]
     changes = {key: parse_yaml(value, "command line") for key, _, value in pairs}
     root = Path(tempfile.mkdtemp(prefix="long_run_"))
     try:
+        if options.compare:
+            return compare(options.compare, options.preset, changes, root)
         run_dir = options.run_dir or root / "run"
         report(train_and_sample(run_dir, options.preset, changes, options.minutes * 60))
     finally:
