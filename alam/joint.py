@@ -70,6 +70,7 @@ class JointLearner(Generic[AgentT]):
         self._stacks = {name: _share([row[name] for row in owned]) for name in owned[0]}
         self._stack_of = {owned[0][name]: stack for name, stack in self._stacks.items()}
         self._joined: list[torch.optim.Optimizer] = []
+        self._leading: dict[torch.optim.Optimizer, dict[str, Any]] = {}
         self.critic_optimizer = self._join([agent.critics.optimizer for agent in agents])
         multipliers = [agent.multiplier for agent in agents]
         self._networks = [m for m in multipliers if isinstance(m, StatewiseDual | StatewiseALaM)]
@@ -99,6 +100,11 @@ class JointLearner(Generic[AgentT]):
         gradients = torch.autograd.grad(losses.sum(), parameters)
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
+        self.step(optimizer)
+
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Step at the rate of the first agent, which ``scale_learning_rates`` may have changed."""
+        optimizer.param_groups[0]["lr"] = self._leading[optimizer]["lr"]
         optimizer.step()
 
     def count_update(self) -> AgentT:
@@ -178,6 +184,7 @@ class JointLearner(Generic[AgentT]):
         groups = [optimizer.param_groups[0] for optimizer in optimizers]
         stacks = [self._stack_of[parameter] for parameter in groups[0]["params"]]
         joint = make_adam(stacks, learning_rate=groups[0]["lr"])
+        self._leading[joint] = groups[0]
         for place, stack in enumerate(stacks):
             parameters = [group["params"][place] for group in groups]
             states = [_state_of(*pair) for pair in zip(optimizers, parameters, strict=True)]
@@ -237,7 +244,7 @@ class JointSAC(JointLearner[SACAgent]):
         self.descend(self.policy_optimizer, losses)
         if agent.auto_entropy:
             self.log_entropy_coef.grad = metrics["train/entropy"] - agent.target_entropy
-            self.entropy_optimizer.step()
+            self.step(self.entropy_optimizer)
         return violation, metrics
 
 
