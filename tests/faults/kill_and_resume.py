@@ -261,8 +261,9 @@ def kill_and_resume(
     """Do the whole experiment in ``root``; every ``wandb_every``-th run records for W&B offline."""
     source, result = random.Random(seed), Result()
     references: dict[str, Reference] = {}
-    names, phases = cycle(list(VARIANTS)[:variants]), cycle(p for p in PHASES if p != "resume")
-    while sum(result.kills.values()) < kills:
+    names = cycle(list(VARIANTS)[:variants])
+    phases = [phase for phase in PHASES if phase != "resume"]
+    while sum(result.kills.get(phase, 0) for phase in phases) < kills:
         variant = next(names)
         overrides = TINY | VARIANTS[variant]
         if wandb_every and result.runs % wandb_every == wandb_every - 1:
@@ -274,7 +275,10 @@ def kill_and_resume(
             references[variant] = finish(root / f"whole_{len(references)}", overrides, log)
         reference = references[variant]
         for number in range(source.choice((1, 1, 2))):
-            phase = "resume" if number == 1 and source.random() < 0.3 else next(phases)
+            # A kill that came too late is not counted, and its phase is tried again.
+            phase = min(phases, key=lambda phase: result.kills.get(phase, 0))
+            if number == 1 and source.random() < 0.3:
+                phase = "resume"
             entry = source.randint(1, max(1, reference.entries[phase]))
             delay = source.uniform(0.0, max(reference.seconds[phase], 0.002))
             if kill(run_dir, overrides, log, phase=phase, entry=entry, delay=delay):
