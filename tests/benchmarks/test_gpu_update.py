@@ -8,9 +8,8 @@ from benchmarks.pairs import agent_of, make_batch, tensors_of_agent
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("no_shape_checks")]
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-def test_graph_equals_the_eager_loop(preset: str) -> None:
-    eager, captured = (StepUpdates(agent_of(preset, device="cuda"), updates=2) for _ in range(2))
+def run_alike(eager: StepUpdates, captured: StepUpdates) -> None:
+    """Take the same steps with both, one by its graph."""
     replay = captured.capture()
     for _ in range(3):  # what the capture did to warm up
         eager.run()
@@ -18,6 +17,12 @@ def test_graph_equals_the_eager_loop(preset: str) -> None:
         eager.run()
         replay()
     torch.cuda.synchronize()
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_graph_equals_the_eager_loop(preset: str) -> None:
+    eager, captured = (StepUpdates(agent_of(preset, device="cuda"), updates=2) for _ in range(2))
+    run_alike(eager, captured)
     expected, actual = tensors_of_agent(eager.agent), tensors_of_agent(captured.agent)
     for name, value in expected.items():
         torch.testing.assert_close(actual[name], value, rtol=0.0, atol=1e-5, msg=name)
@@ -34,13 +39,7 @@ def test_graph_of_several_seeds_equals_their_eager_loops(preset: str) -> None:
         )
         for together in (False, True)
     )
-    replay = captured.capture()
-    for _ in range(3):  # what the capture did to warm up
-        alone.run()
-    for _ in range(2):
-        alone.run()
-        replay()
-    torch.cuda.synchronize()
+    run_alike(alone, captured)
     for expected, actual in zip(alone.agents, captured.agents, strict=True):
         for name, value in tensors_of_agent(expected).items():
             difference = (tensors_of_agent(actual)[name] - value).abs()
