@@ -5,8 +5,8 @@
 CPU time of one thread. Rounds alternate between the fast task, the same in all that a trainer steps
 (`trained`), the untouched task and bare MuJoCo, all with the same seed and actions; each figure is
 the median over rounds of a round's mean. Bare is `mj_step` with the same number of substeps on a
-copy of the fast task's state at the start of the round; where gremlins circle, they are moved once
-a step instead of once a substep, outside of the clock. The ablation undoes one gain at a time and
+copy of the package's model and state at the start of the round; where gremlins circle, they are moved
+once a step instead of once a substep, outside of the clock. The ablation undoes one gain at a time and
 leaves the others. What several environments do together is measured by `environment_vectors`.
 Prints tables, and writes its parts into results/environment_speed.json beside this file. On a
 machine that others use, `chrt -r 1` before the command keeps most of them out.
@@ -125,7 +125,7 @@ def measure_steps(env_id: str, rounds: int, steps: int) -> dict[str, float]:
         normalized = trained.normalized(actions)
         for env in (fast, slow, trained):
             env.reset(seed=index)
-        times["bare"].append(bare_round(fast, actions))
+        times["bare"].append(bare_round(slow, actions))
         times["fast"].append(thread_us(lambda: play(fast, actions)) / steps)  # noqa: B023
         times["trained"].append(thread_us(lambda: trained.play(normalized)) / steps)  # noqa: B023
         times["untouched"].append(thread_us(lambda: play(slow, actions)) / steps)  # noqa: B023

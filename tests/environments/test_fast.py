@@ -12,10 +12,14 @@ import resource
 import numpy as np
 import pytest
 
-from algd.environments.fast.world import Poses
+from algd.environments.fast.world import Poses, moved_world_class, tangible
 from algd.environments.make import EnvConfig, make_env
 from algd.environments.safety_gymnasium import make_safety_env, safety_task_ids
-from algd.environments.safety_package import load, mujoco_warnings_logged
+from algd.environments.safety_package import (
+    load,
+    mujoco_warnings_logged,
+    untextured_world_class,
+)
 
 mujoco = importlib.import_module("mujoco")
 
@@ -181,12 +185,24 @@ def test_layouts_and_the_stream_after_them_are_the_packages(env_id, seeds):
         "SafetyAntRun0-v0",
     ],
 )
-def test_a_moved_model_has_the_bits_of_a_compiled_one(env_id):
+@pytest.mark.parametrize("seen", [False, True])
+def test_a_moved_model_has_the_bits_of_a_compiled_one(env_id, seen):
     fast, slow = fast_and_untouched(env_id)
+    task = fast._builder.task
+    task.world = moved_world_class(textured=seen)(task.agent, task._obstacles)
     fast.reset(seed=1)  # compiled with another layout than the one compared
     fast.reset(seed=2)
     slow.reset(seed=2)
-    ours, theirs = fast._builder.task.model, slow._builder.task.model
+    config = slow._builder.task.world.config  # as compiled, before the goal was moved
+    package = load().world.World if seen else untextured_world_class()
+    compiled = package(slow._builder.task.agent, slow._builder.task._obstacles)
+    compiled.rebuild(config if seen else tangible(config), state=False)
+    ours, theirs = task.model, compiled.model
+    if "goal" in config["geoms"]:
+        theirs.body("goal").pos[:] = slow._builder.task.model.body("goal").pos
+    assert (ours.nbody == slow._builder.task.model.nbody) == (
+        seen or tangible(config)["geoms"].keys() == config["geoms"].keys()
+    )
     arrays = [
         name
         for name in dir(theirs)

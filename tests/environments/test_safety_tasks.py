@@ -158,13 +158,15 @@ def test_a_velocity_task_costs_one_above_its_limit(env_id, limit):
             env.reset(seed=step)
 
 
-def test_a_hazard_costs_one_within_its_radius_and_nothing_outside():
-    env = make_env("SafetyPointGoal1-v0")
+@pytest.mark.parametrize("fast", [True, False])
+def test_a_hazard_costs_one_within_its_radius_and_nothing_outside(fast):
+    env = make_env(EnvConfig(id="SafetyPointGoal1-v0", fast=fast))
     env.reset(seed=0)
     task = env._env._builder.task
     assert env.step(np.zeros(2))[4]["cost"] == 0.0
     for distance, cost in ((0.19, 1.0), (0.21, 0.0), (0.0, 1.0)):  # its radius is 0.2
-        task.model.body("hazard0").pos[:2] = task.agent.pos[:2] + np.array([distance, 0.0])
+        place = task.world_info.layout["hazard0"] + np.array([distance, 0.0])
+        task.model.body("agent").pos[:2] += place - task.agent.pos[:2]
         assert env.step(np.zeros(2))[4]["cost"] == cost
 
 

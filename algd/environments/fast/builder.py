@@ -70,6 +70,7 @@ def fast_builder_class() -> type[Any]:
             task.agent.reset()
             mujoco.mj_forward(task.model, task.data)
             engine = self.bind()
+            engine.scene.settle()
             engine.read()
             self.cost = engine.costs.judge()
             # The caller knows the package's AssertionError as a layout to be replaced.
@@ -112,9 +113,14 @@ def fast_builder_class() -> type[Any]:
             )
 
         def _place_new_goal(self) -> None:
-            self.task.update_layout()
+            task = self.task
+            # A new goal keeps its distance from where things are now. The package leaves the
+            # places of gremlins as the layout had them.
+            layout = task.world_info.layout
+            for name, body in self.engine.movable.items():
+                layout[name] = task.data.xpos[body, :2].copy()
             try:
-                self.task.update_world()
+                task.update_world()
             except resampling_error:
                 self.terminated = True
 
@@ -131,6 +137,14 @@ class _Engine:
         self.observer = Observer(task, self.scene)
         self.costs = Costs(task, self.scene, self.contacts)
         self.reward: Reward = reward_of(task, self.scene, self.contacts)
+
+        ids = {
+            name: mujoco.mj_name2id(task.model, mujoco.mjtObj.mjOBJ_BODY, name)
+            for name in task.world_info.layout
+            if "gremlin" not in name
+        }
+        self.movable = {name: body for name, body in ids.items() if body >= 0}
+        """The ids of the bodies whose places the layout follows when a new goal is placed."""
 
     def read(self) -> None:
         """Read the state that the physics reached."""

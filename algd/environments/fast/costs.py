@@ -105,12 +105,11 @@ class Costs:
 
     def _hazards(self, item: Any) -> Callable[[dict[str, float]], None]:
         scene, size = self._scene, item.size
-        rows = scene.slices[item.name]
 
         def inside(costs: dict[str, float]) -> None:
             agent_x, agent_y, _ = scene.agent
             cost = 0.0
-            for x, y, _ in scene.points[rows]:
+            for x, y, _ in scene.fixed["hazards"]:
                 x -= agent_x
                 y -= agent_y
                 if math.sqrt(x * x + y * y) < size:

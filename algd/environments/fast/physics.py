@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 mujoco: Any = importlib.import_module("mujoco")  # its functions have no types
 
 _NO_SENSORS = int(mujoco.mjtDisableBit.mjDSBL_SENSOR)
+# Hierarchies of bounding volumes pay for bodies of many geoms; no body here has more than a few.
+# The contacts are the same, and in the same order.
+_NO_HIERARCHIES = int(mujoco.mjtDisableBit.mjDSBL_MIDPHASE)
 
 
 class Physics:
@@ -22,7 +25,7 @@ class Physics:
     def __init__(self, task: Any) -> None:
         self._model, self._data = task.model, task.data
         self._options = self._model.opt
-        self._flags = int(self._options.disableflags)
+        self._flags = int(self._options.disableflags) | _NO_HIERARCHIES
         self._substep_flags = self._flags | _NO_SENSORS
         self._low, self._high = self._model.actuator_ctrlrange.T.copy()
         self._control = self._data.ctrl
@@ -40,8 +43,7 @@ class Physics:
         """Apply `action` and evaluate the state it leads to."""
         np.maximum(action, self._low, out=self._control)
         np.minimum(self._control, self._high, out=self._control)
-        # Drawn even where the count is certain: the draw moves the stream that places goals.
-        substeps = int(self._generator.binomial(self._substeps, self._probability))
+        substeps = self._count_substeps()
         model, data = self._model, self._data
         self._options.disableflags = self._substep_flags
         try:
@@ -56,6 +58,13 @@ class Physics:
         finally:
             self._options.disableflags = self._flags
         mujoco.mj_forward(model, data)
+
+    def _count_substeps(self) -> int:
+        if self._probability == 1:
+            # A certain count takes one number of the stream all the same, and it places goals.
+            self._generator.random_generator.random_sample()
+            return self._substeps
+        return int(self._generator.binomial(self._substeps, self._probability))
 
     def _step_with_gremlins(self, gremlins: Any, substeps: int) -> None:
         """Step, moving every gremlin along its circle by the time before each substep."""

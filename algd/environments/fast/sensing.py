@@ -20,8 +20,8 @@ _TURN = 2 * pi
 class Scene:
     """Where things are: the agent's pose, and the position of each lidar-observed object.
 
-    `points` are (x, y, z) by object, in the order of the task's objects; `slices` says which of
-    them a name has. An object whose position is a constant of the package has it in `constants`.
+    `points` are (x, y, z) of the objects that may move, in the order of the task's; `slices` says
+    which of them a name has. `fixed` has those of the objects that stay where the layout put them.
     """
 
     def __init__(self, task: Any) -> None:
@@ -30,10 +30,13 @@ class Scene:
         self._agent = model.body("agent").id
         ids: list[int] = []
         self.slices: dict[str, slice] = {}
-        self.constants: dict[str, list[list[float]]] = {}
+        self.fixed: dict[str, list[list[float]]] = {}
+        self._hazards: Any = None
         for item in task._obstacles:
             if item.name == "circle":
-                self.constants[item.name] = [[0.0, 0.0, 0.0]]
+                self.fixed[item.name] = [[0.0, 0.0, 0.0]]
+            elif item.name == "hazards":
+                self._hazards = item
             elif item.is_lidar_observed:
                 names = body_names(item)
                 self.slices[item.name] = slice(len(ids), len(ids) + len(names))
@@ -43,16 +46,21 @@ class Scene:
         self.matrix: list[float] = []
         self.points: list[list[float]] = []
 
+    def settle(self) -> None:
+        """Take, at the start of an episode, what stays where its layout put it."""
+        if self._hazards is not None:
+            self.fixed["hazards"] = [place.tolist() for place in self._hazards.pos]
+
     def read(self) -> None:
-        """Take the positions from the data."""
+        """Take from the data what moves."""
         self.agent = self._positions[self._agent].tolist()
         self.matrix = self._matrices[self._agent].tolist()
         self.points = self._positions.take(self._ids, 0).tolist()
 
     def of(self, name: str) -> list[list[float]]:
         """Return the positions of the objects called `name` in the task."""
-        if name in self.constants:
-            return self.constants[name]
+        if name in self.fixed:
+            return self.fixed[name]
         return self.points[self.slices[name]]
 
 

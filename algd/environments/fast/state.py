@@ -10,12 +10,13 @@ import importlib
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from algd.environments.fast.world import Poses
 
 mujoco: Any = importlib.import_module("mujoco")  # its functions have no types
 
-FORMAT = 1
+FORMAT = 2
 
 _SIGNATURE = int(mujoco.mjtState.mjSTATE_INTEGRATION)
 # What the package's tasks remember from one step to the next, where they have it.
@@ -38,7 +39,7 @@ def save(builder: Any) -> dict[str, Any]:
         "bodies": poses.bodies.copy(),
         "mocaps": poses.mocaps.copy(),
         "agent_rotation": poses.agent_rotation,
-        "body_pos": task.model.body_pos.copy(),
+        "goal": _goal_position(task).copy(),
         "physics": physics,
         "stream_key": stream["state"]["key"].copy(),
         "stream_pos": int(stream["state"]["pos"]),
@@ -74,7 +75,7 @@ def restore(builder: Any, state: dict[str, Any]) -> None:
     engine = builder.bind()
     poses = Poses(state["bodies"].copy(), state["mocaps"].copy(), state["agent_rotation"])
     task.world.placement.place(poses)
-    task.model.body_pos[:] = state["body_pos"]
+    _goal_position(task)[:] = state["goal"]
     mujoco.mj_setState(task.model, task.data, state["physics"], _SIGNATURE)
     mujoco.mj_forward(task.model, task.data)
     task.random_generator.random_generator.set_state(
@@ -95,7 +96,14 @@ def restore(builder: Any, state: dict[str, Any]) -> None:
     builder.steps = state["steps"]
     builder.terminated, builder.truncated = state["terminated"], state["truncated"]
     builder.cost = dict(state["cost"])
+    engine.scene.settle()
     engine.read()
+
+
+def _goal_position(task: Any) -> NDArray[np.float64]:
+    """Return the model's row for the goal, which a new goal moves; empty where there is none."""
+    body = mujoco.mj_name2id(task.model, mujoco.mjtObj.mjOBJ_BODY, "goal")
+    return task.model.body_pos[body] if body >= 0 else np.empty(0)
 
 
 def _copied(layout: dict[str, Any]) -> dict[str, Any]:

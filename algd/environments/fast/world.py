@@ -3,6 +3,10 @@
 In: the world configuration that the package draws for an episode. Out: a model and data with the
 bits that compiling that configuration would give. A layout enters the compiled model only through
 the poses set here and through what `mj_setConst`, the compiler's own last step, derives from them.
+
+A world that nobody looks at is compiled without the bodies that nothing touches and nothing moves,
+its hazards, circles and boundaries: MuJoCo would work out their poses in every substep. The
+package's object for hazards is then told where they are, instead of asking MuJoCo.
 """
 
 import functools
@@ -35,12 +39,43 @@ def moved_world_class(*, textured: bool) -> type[Any]:
 
         def rebuild(self, config: dict[str, Any] | None = None, state: bool = True) -> None:
             """Bring the world to `config`; the state is always that of a new episode."""
+            assert config is not None
             if self.placement is None:
-                super().rebuild(config, state)
-                self.placement = Placement(self.model, self.data, self._agent.z_height, config)
+                super().rebuild(config if textured else tangible(config), state)
+                hazards = [item for item in self._obstacles if item.name == "hazards"]
+                for item in hazards:
+                    item.__class__ = _told_class(type(item))
+                self.placement = Placement(
+                    self.model, self.data, self._agent.z_height, config, hazards
+                )
             self.placement.place(Poses.of(config, self._agent.z_height))
 
     return MovedWorld
+
+
+def tangible(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a world configuration without the fixed bodies that collide with nothing."""
+    kept = {
+        name: geom
+        for name, geom in config["geoms"].items()
+        if name == "goal" or geom.get("contype", 1) or geom.get("conaffinity", 1)
+    }
+    return {**config, "geoms": kept}
+
+
+@functools.cache
+def _told_class(hazards_class: type[Any]) -> type[Any]:
+    """Build the package's hazards with positions of their own."""
+
+    class ToldHazards(hazards_class):
+        places: NDArray[np.float64]
+        """(N, 3), in metres."""
+
+        @property
+        def pos(self) -> list[NDArray[np.float64]]:
+            return list(self.places.copy())
+
+    return ToldHazards
 
 
 class Poses:
@@ -67,11 +102,18 @@ class Poses:
 class Placement:
     """Where the layout enters a compiled model: the ids of what is moved."""
 
-    def __init__(self, model: Any, data: Any, z_height: float, config: Any) -> None:
+    def __init__(
+        self, model: Any, data: Any, z_height: float, config: Any, hazards: list[Any]
+    ) -> None:
         self._model, self._data = model, data
+        self._hazards = hazards
         self.poses = Poses.of(config, z_height)
         names = ["agent", *config["free_geoms"], *config["geoms"]]
-        self._bodies = np.array([model.body(name).id for name in names])
+        ids = [mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_BODY, name) for name in names]
+        self._hazard_rows = [row for row, name in enumerate(names) if name.startswith("hazard")]
+        # The rows of a layout's poses whose bodies were compiled.
+        self._rows = np.array([row for row, body in enumerate(ids) if body >= 0])
+        self._bodies = np.array(ids)[self._rows]
         mocaps = list(config["mocaps"])
         self._mocap_bodies = np.array([model.body(name).id for name in mocaps], int)
         self._mocap_geoms = np.array([model.geom(name).id for name in mocaps], int)
@@ -91,12 +133,15 @@ class Placement:
         """Move the bodies to `poses`, and the data to the start of an episode there."""
         self.poses = poses
         model, data = self._model, self._data
-        model.body_pos[self._bodies] = poses.bodies[:, :3]
-        model.body_quat[self._bodies] = poses.bodies[:, 3:]
-        model.body_ipos[self._massless] = poses.bodies[self._massless_rows, :3]
-        model.body_iquat[self._massless] = poses.bodies[self._massless_rows, 3:]
+        for item in self._hazards:
+            item.places = poses.bodies[self._hazard_rows, :3]
+        bodies = poses.bodies[self._rows]
+        model.body_pos[self._bodies] = bodies[:, :3]
+        model.body_quat[self._bodies] = bodies[:, 3:]
+        model.body_ipos[self._massless] = bodies[self._massless_rows, :3]
+        model.body_iquat[self._massless] = bodies[self._massless_rows, 3:]
         for values in (model.qpos0, model.qpos_spring):
-            values[self._free_addresses] = poses.bodies[self._free_rows]
+            values[self._free_addresses] = bodies[self._free_rows]
         # The geom of a mocap body carries the pose, and alone makes the body's inertial frame.
         model.geom_pos[self._mocap_geoms] = model.body_ipos[self._mocap_bodies] = poses.mocaps[
             :, :3
