@@ -5,8 +5,8 @@ three and several Python calls; at 100 us a step that counts.
 
 To be woken by the kernel takes some 50 us, as long as half a step of a small task; who expects an
 answer soon does better to keep looking. How long, is learned: twice as long after each answer that
-came meanwhile, half as long after each that did not. Beside a learner that computes between two
-steps, or on a machine that others use, a wait is soon almost all asleep.
+a wait of the longest kind would have met awake, half as long after each that it would not. Beside a
+learner that computes between two steps a wait is soon almost all asleep.
 """
 
 import os
@@ -62,27 +62,37 @@ class Line:
 
     def wait(self) -> None:
         """Wait until there is something to read or the other end is closed, awake at first."""
-        if not self._look():
+        start = time.perf_counter()
+        if not self._look(start):
             self._poll.poll()
+        self._learn(start)
 
     def wait_until(self, deadline: float, *, awake: bool) -> bool:
         """Wait until `time.monotonic()` is `deadline`; say whether there is something to read."""
-        if awake and self._look():
-            return True
-        return bool(self._poll.poll(1e3 * max(deadline - time.monotonic(), 0.0)))
+        start = time.perf_counter()
+        found = awake and self._look(start)
+        if not found:
+            found = bool(self._poll.poll(1e3 * max(deadline - time.monotonic(), 0.0)))
+        self._learn(start)
+        return found
 
     def close(self) -> None:
         """Close this end; a second call does nothing."""
         self._connection.close()
 
-    def _look(self) -> bool:
-        look, end = self._poll.poll, time.perf_counter() + self.awake
+    def _look(self, start: float) -> bool:
+        look, end = self._poll.poll, start + self.awake
         while time.perf_counter() < end:
             if look(0):
-                self.awake = min(2 * self.awake, MOST_AWAKE)
                 return True
-        self.awake = max(self.awake / 2, LEAST_AWAKE)
         return False
+
+    def _learn(self, start: float) -> None:
+        # By the whole wait: who learned from what came while awake would, once asleep, stay so.
+        if time.perf_counter() - start < MOST_AWAKE:
+            self.awake = min(2 * self.awake, MOST_AWAKE)
+        else:
+            self.awake = max(self.awake / 2, LEAST_AWAKE)
 
     def _read(self, most: int) -> bytes:
         data = os.read(self._descriptor, most)

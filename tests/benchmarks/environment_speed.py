@@ -253,6 +253,17 @@ def report_steps(env_id: str, us: dict[str, float]) -> None:
     print(f"{env_id:28s} {rates}  {ratios}  untouched/fast {gain:.1f}", flush=True)
 
 
+def report_vectors(env_id: str, measured: dict[str, Any]) -> None:
+    for kind, rate in measured["steps_per_second"].items():
+        times, upper = measured["times_one"][kind], measured["upper_times_one"][kind]
+        others = measured["others"][kind]
+        print(
+            f"{env_id:28s} {kind:10s} {rate:6.0f}/s  {times:.2f} of one (upper quartile "
+            f"{upper:.2f})  other programs {others:.2f} cores",
+            flush=True,
+        )
+
+
 def summary(times: dict[str, list[float]]) -> dict[str, dict[str, float]]:
     """Return median and worst of each list."""
     return {
@@ -290,7 +301,7 @@ def main() -> None:
         print("ablation", json.dumps(result["ablation"], indent=2), flush=True)
     for env_id in VECTOR_TASKS if "vectors" in result else ():
         result["vectors"][env_id] = measure_vectors(env_id, arguments.envs, rounds=40 // scale)
-        print(env_id, "vectors", json.dumps(result["vectors"][env_id], indent=2), flush=True)
+        report_vectors(env_id, result["vectors"][env_id])
     if not arguments.quick:
         store(result)
 

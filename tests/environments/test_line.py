@@ -62,8 +62,17 @@ def test_answers_that_come_soon_are_awaited_awake_and_late_ones_asleep():
     assert times[:3] == [2 * LEAST_AWAKE, 4 * LEAST_AWAKE, 8 * LEAST_AWAKE]
     assert times[-1] == MOST_AWAKE
     ours.receive()
+    for _ in range(6):
+        assert not ours.wait_until(time.monotonic() + 2 * MOST_AWAKE, awake=True)
+    assert ours.awake == LEAST_AWAKE
+
+
+def test_who_waits_asleep_learns_that_staying_awake_would_have_paid():
+    ours, theirs = line()
     for _ in range(10):
-        ours.wait_until(time.monotonic(), awake=True)
-    assert ours.awake == LEAST_AWAKE
-    ours.wait_until(time.monotonic(), awake=False)
-    assert ours.awake == LEAST_AWAKE
+        soon = threading.Timer(MOST_AWAKE / 4, theirs.send, (b"x",))
+        soon.start()
+        ours.wait()
+        ours.receive()
+        soon.join()
+    assert ours.awake > MOST_AWAKE / 4
