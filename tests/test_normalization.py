@@ -1,4 +1,4 @@
-"""Running normalisation: the statistics of everything seen, whatever the batches."""
+"""Running normalisation: the statistics of everything seen, whatever the batches, and of returns."""
 
 import copy
 
@@ -8,7 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from algd.training.normalization import RunningNormalizer, TailNormalizer, make_normalizer
+from algd.training.normalization import (
+    ReturnDeviation,
+    RunningNormalizer,
+    TailNormalizer,
+    make_normalizer,
+)
 from algd.training.train_config import TrainConfig
 
 
@@ -159,3 +164,49 @@ def test_the_configuration_says_which_normaliser():
     tails = make_normalizer(TrainConfig(normalize_obs=True, tail_share=0.03), 3)
     assert isinstance(tails, TailNormalizer)
     assert tails.width == 9
+
+
+def test_the_deviation_of_returns_by_hand():
+    returns = ReturnDeviation(num_envs=2, discount=0.5)
+    assert returns.deviation == 1.0
+    returns.update(np.array([2.0, 2.0]), np.array([False, False]))  # returns 2, 2
+    assert returns.deviation == 1.0  # nothing to measure by
+    returns.update(np.array([1.0, 3.0]), np.array([False, True]))  # 2, 4
+    returns.update(np.array([0.0, 6.0]), np.array([False, False]))  # 1, and 6 of a new episode
+    assert returns.deviation == pytest.approx(np.std([2.0, 2.0, 2.0, 4.0, 1.0, 6.0]))
+
+
+def test_a_lost_episode_leaves_no_trace_in_the_returns():
+    returns = ReturnDeviation(num_envs=2, discount=0.9)
+    returns.update(np.array([1.0, 5.0]), np.array([False, False]))
+    returns.update(np.array([2.0, 1e9]), np.array([False, False]), lost=(1,))
+    returns.update(np.array([0.0, 4.0]), np.array([False, False]))
+    assert returns.deviation == pytest.approx(np.std([1.0, 5.0, 2.9, 2.61, 4.0]))
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 4), st.integers(1, 60), st.floats(0.0, 0.999), st.integers(0, 100))
+def test_merged_returns_equal_those_of_all_steps_at_once(num_envs, steps, discount, seed):
+    generator = np.random.default_rng(seed)
+    reward = generator.normal(100.0, 1.0, (steps, num_envs))
+    ended = generator.random((steps, num_envs)) < 0.1
+    returns, all_returns, running = ReturnDeviation(num_envs, discount), [], np.zeros(num_envs)
+    for step in range(steps):
+        returns.update(reward[step], ended[step])
+        running = discount * running + reward[step]
+        all_returns.append(running.copy())
+        running[ended[step]] = 0.0
+    expected = np.std(all_returns) if steps * num_envs > 1 else 1.0
+    assert returns.deviation == pytest.approx(expected, rel=1e-9)
+
+
+def test_loaded_returns_continue_bitwise():
+    generator = np.random.default_rng(0)
+    first, second = ReturnDeviation(3, 0.99), ReturnDeviation(3, 0.99)
+    for _ in range(20):
+        first.update(generator.normal(size=3), generator.random(3) < 0.2)
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    for returns in (first, second):
+        returns.update(np.ones(3), np.zeros(3, bool))
+    assert first.deviation == second.deviation
+    np.testing.assert_array_equal(first.returns, second.returns)

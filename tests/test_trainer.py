@@ -12,7 +12,8 @@ import algd
 from alam.multiplier import MULTIPLIERS
 from algd.environments.make import make_env
 from algd.errors import ConfigError, EnvironmentFault
-from algd.experiments.config import load_config
+from algd.experiments.config import dump_yaml, load_config
+from algd.training.durable_files import replace_durably
 from algd.training.stopping import Interrupted
 from algd.training.trainer import Trainer, resume, train
 
@@ -90,6 +91,7 @@ def test_evaluation_frequency_does_not_change_training(tmp_path: Path) -> None:
             "train.normalize_obs": True,
             "train.tail_share": 0.1,
             "train.reward_scale": 2.0,
+            "train.normalize_reward": True,
         },
         {"env.num_envs": 3, "multiplier.kind": "scalar_pid", "train.updates_per_step": 0.4},
     ],
@@ -118,6 +120,24 @@ def test_resume_gives_the_same_bytes_as_an_undisturbed_run(
     resume(broken)
     for name in ("metrics.csv", "episodes.csv"):
         assert (whole / name).read_bytes() == (broken / name).read_bytes()
+
+
+def test_the_agents_rewards_have_the_scale_that_was_asked_for(tmp_path: Path) -> None:
+    overrides = TINY | {"train.normalize_reward": True, "train.reward_scale": 3.0}
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    config = load_config([], overrides)
+    replace_durably(run_dir / "config.yaml", dump_yaml(config).encode())
+    trainer = Trainer(config, run_dir)
+    trainer.run()
+    # Episodes of this task have one step: its returns are its rewards.
+    lines = (run_dir / "episodes.csv").read_text().splitlines()
+    rewards = np.array([float(row["return"]) for row in csv.DictReader(lines)])
+    assert trainer.reward_scale == pytest.approx(3.0 / np.std(rewards), rel=1e-6)
+    raw = trainer._sample_batch().reward.numpy() / trainer.reward_scale
+    assert np.abs(raw[:, None] - rewards).min(1).max() < 1e-6
+    assert algd.load(run_dir).reward_scale == trainer.reward_scale
+    assert float(rows(run_dir)[-1]["train/reward_scale"]) == trainer.reward_scale
 
 
 def test_loaded_policy_acts_in_the_box_of_the_environment(tmp_path: Path) -> None:

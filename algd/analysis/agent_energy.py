@@ -45,7 +45,7 @@ class AgentEnergy:
                 f"agent must be a SACAgent, an ALGDAgent or a CVPOAgent, got {type(agent)}"
             )
         self.agent = agent
-        self.reward_scale = loaded.config.train.reward_scale
+        self.reward_scale = loaded.reward_scale
         self._normalizer = loaded.normalizer
 
     @property

@@ -23,8 +23,9 @@ class LoadedPolicy:
     """A trained agent with its normaliser and action box.
 
     Attributes: ``config`` the resolved experiment, ``task`` the widths and bounds it was trained
-    for, ``env_step`` the step it was saved at, ``agent`` (normalised observations in, actions in
-    [-1, 1] out) and ``normalizer``. Built with fresh weights; whoever builds it loads them.
+    for, ``env_step`` the step it was saved at, ``reward_scale`` its critics' rewards over those of
+    the environment, ``agent`` (normalised observations in, actions in [-1, 1] out) and
+    ``normalizer``. Built with fresh weights; whoever builds it loads them.
     """
 
     def __init__(self, config: "ExperimentConfig", task: dict[str, Any]) -> None:
@@ -33,6 +34,7 @@ class LoadedPolicy:
         self.config = config
         self.task = task
         self.env_step: int = task["env_step"]
+        self.reward_scale: float = task.get("reward_scale", config.train.reward_scale)
         self.obs_dim: int = task["obs_dim"]
         self.action_low = np.asarray(task["action_low"], dtype=np.float64)
         self.action_high = np.asarray(task["action_high"], dtype=np.float64)

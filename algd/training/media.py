@@ -27,7 +27,7 @@ def record_pictures(trainer: "Trainer") -> None:
     if not trainer.tracker.shows_media or len(trainer.replay) == 0:
         return
     started = time.perf_counter()
-    step, scale = trainer.env_step, trainer.config.train.reward_scale
+    step, scale = trainer.env_step, trainer.reward_scale
     generator = torch.Generator(trainer.device).manual_seed(step)
     obs = trainer.replay.sample(_STATES, generator).obs
     if trainer.normalizer is not None:

@@ -1,16 +1,17 @@
-"""Running normalisation of observations.
+"""Running normalisation of observations and rewards.
 
-In: raw observations as they are met. Out: observations of mean 0 and variance 1, with their tails
-where asked for. Replay keeps raw rows; they are normalised when sampled, with the statistics of
-that moment.
+In: raw observations and rewards as they are met. Out: observations of mean 0 and variance 1, with
+their tails where asked for; the deviation of returns that rewards are divided by. Replay keeps raw
+rows; they are normalised when sampled, with the statistics of that moment.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from algd.training.train_config import TrainConfig
@@ -167,6 +168,68 @@ class TailNormalizer(RunningNormalizer):
         sample = state.get("sample", self._sample[:0])
         self._kept = len(sample)
         self._sample[: self._kept] = sample
+
+
+class ReturnDeviation:
+    """Standard deviation of the discounted return so far: the unit that rewards are measured in.
+
+    The return of an environment at a step is what its episode gave until then, the past discounted
+    (Engstrom et al., arXiv 2005.12729, code-level optimisation 2). Rewards divided by the deviation
+    make critics and multipliers of one size on every task.
+
+    Args:
+        num_envs: N, environments stepped together.
+        discount: of the reward critic.
+    """
+
+    def __init__(self, num_envs: int, discount: float) -> None:
+        self.discount = discount
+        self.returns = np.zeros(num_envs)
+        self.count = 0
+        self.mean = 0.0
+        self.sum_squares = 0.0
+
+    def update(
+        self,
+        reward: Float[np.ndarray, " N"],
+        ended: Bool[np.ndarray, " N"],
+        lost: Sequence[int] = (),
+    ) -> None:
+        """Take one step into account: its rewards, and where the episode ended.
+
+        Of the rows ``lost`` the episode is over too, and nothing is known of the step.
+        """
+        self.returns = self.discount * self.returns + reward
+        told = np.delete(self.returns, list(lost))
+        if len(told):
+            total = self.count + len(told)
+            delta = told.mean() - self.mean
+            self.sum_squares += float(((told - told.mean()) ** 2).sum())
+            self.sum_squares += float(delta**2 * self.count * len(told) / total)
+            self.mean += float(delta * len(told) / total)
+            self.count = total
+        self.returns[ended] = 0.0
+        self.forget(lost)
+
+    def forget(self, rows: Sequence[int]) -> None:
+        """Begin anew in environments whose running episode was dropped."""
+        self.returns[list(rows)] = 0.0
+
+    @property
+    def deviation(self) -> float:
+        """The unit, in rewards; 1 while all returns were the same."""
+        return math.sqrt(self.sum_squares / self.count) if self.sum_squares > 0.0 else 1.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the statistics."""
+        moments = {"count": self.count, "mean": self.mean, "sum_squares": self.sum_squares}
+        return {"returns": self.returns.copy()} | moments
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` returned."""
+        self.returns = np.array(state["returns"])
+        self.count, self.mean = state["count"], state["mean"]
+        self.sum_squares = state["sum_squares"]
 
 
 def _stage(count: int) -> int:

@@ -27,6 +27,7 @@ def policy_state(trainer: "Trainer") -> dict[str, Any]:
             "action_low": space.low,
             "action_high": space.high,
             "env_step": trainer.env_step,
+            "reward_scale": trainer.reward_scale,
         },
     }
 
@@ -38,6 +39,7 @@ def training_state(trainer: "Trainer", *, with_env: bool = True) -> dict[str, An
     """
     return policy_state(trainer) | {
         "env": trainer.env.snapshot() if with_env else None,
+        "returns": None if trainer.returns is None else trainer.returns.state_dict(),
         "acting": trainer.acting.get_state(),
         "sampling": trainer.sampling.get_state(),
         "exploration": trainer.exploration.bit_generator.state,
@@ -64,6 +66,8 @@ def restore_training(trainer: "Trainer", state: dict[str, Any]) -> None:
     trainer.agent.load_state_dict(state["agent"])
     if trainer.normalizer is not None:
         trainer.normalizer.load_state_dict(state["normalizer"])
+    if trainer.returns is not None:
+        trainer.returns.load_state_dict(state["returns"])
     trainer.acting.set_state(state["acting"])
     trainer.sampling.set_state(state["sampling"].cpu())
     trainer.exploration.bit_generator.state = state["exploration"]
@@ -82,9 +86,12 @@ def restore_training(trainer: "Trainer", state: dict[str, Any]) -> None:
     trainer.best_safe = state["best_safe"]
     if state["env"] is None:
         trainer.obs = trainer.env.reset()
-        return
-    trainer.obs, dropped = trainer.env.restore(state["env"])
-    if dropped:
+        dropped = list(range(trainer.env.num_envs))
+    else:
+        trainer.obs, dropped = trainer.env.restore(state["env"])
+    if trainer.returns is not None:
+        trainer.returns.forget(dropped)
+    if dropped and state["env"] is not None:
         trainer.dropped_episodes += len(dropped)
         _log.warning(
             "the running episodes of environments %s could not be repeated bit for bit here; "

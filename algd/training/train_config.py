@@ -23,6 +23,8 @@ class TrainConfig:
     final_learning_rate: share of every optimiser's learning rate that is left at the end; from
         ``learning_starts`` on they fall linearly to it. 1 keeps them constant.
     reward_scale: multiplies rewards before the critics see them; reported returns are not scaled.
+    normalize_reward: divides rewards, before reward_scale, by the running deviation of the
+        discounted return, saved with the policy.
     normalize_obs: running normalisation of observations, saved with the policy.
     tail_share: with normalize_obs, adds two inputs for each: how far it is above and below the
         quantiles that leave this share of observations outside (null: none). Critics then find
@@ -46,6 +48,7 @@ class TrainConfig:
     initial_steps: int = 0
     final_learning_rate: float = 1.0
     reward_scale: float = 1.0
+    normalize_reward: bool = False
     normalize_obs: bool = False
     tail_share: float | None = None
     log_interval: int = 1_000

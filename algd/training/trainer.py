@@ -25,7 +25,7 @@ from algd.training.checkpoint import CheckpointStore, Task
 from algd.training.durable_files import replace_durably
 from algd.training.finishing import finish_run
 from algd.training.metric_window import BoundWatch, MetricWindow
-from algd.training.normalization import make_normalizer
+from algd.training.normalization import ReturnDeviation, make_normalizer
 from algd.training.recording import record_episode, record_row
 from algd.training.run_lock import RunLock
 from algd.training.run_state import restore_training, training_state
@@ -111,6 +111,11 @@ class Trainer:
         self._resources.callback(self.evaluation_env.close)
         dims = (self.env.obs_dim, self.env.action_dim)
         self.normalizer = make_normalizer(config.train, self.env.obs_dim)
+        self.returns = (
+            ReturnDeviation(self.env.num_envs, config.critics.discount)
+            if config.train.normalize_reward
+            else None
+        )
         self.agent = make_agent(
             config,
             self.env.obs_dim if self.normalizer is None else self.normalizer.width,
@@ -201,6 +206,8 @@ class Trainer:
         self._store(action, step)
         if self.normalizer is not None:
             self.normalizer.update(self.obs)
+        if self.returns is not None:
+            self.returns.update(step.reward, step.terminated | step.truncated, step.dropped)
         self.obs = step.obs
         self.env_step += self.env.num_envs
         self.dropped_episodes += len(step.dropped)
@@ -252,14 +259,20 @@ class Trainer:
         """Draw a batch as the agent sees it: rewards scaled, observations normalised."""
         config = self.config.train
         batch = self.replay.sample(config.batch_size, self.sampling)
-        if config.reward_scale != 1.0:
-            batch = batch._replace(reward=config.reward_scale * batch.reward)
+        if self.reward_scale != 1.0:
+            batch = batch._replace(reward=self.reward_scale * batch.reward)
         if self.normalizer is not None:
             batch = batch._replace(
                 obs=self.normalizer.normalize_tensor(batch.obs),
                 next_obs=self.normalizer.normalize_tensor(batch.next_obs),
             )
         return batch
+
+    @property
+    def reward_scale(self) -> float:
+        """What the agent's rewards are, at this moment, over those of the environment."""
+        unit = 1.0 if self.returns is None else self.returns.deviation
+        return self.config.train.reward_scale / unit
 
     def due(self, interval: int) -> bool:
         """Return True at multiples of the interval, at the start, and at the end."""

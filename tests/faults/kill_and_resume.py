@@ -75,7 +75,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "diffusion, scalar_pid, 3 environments": DIFFUSION
     | {"multiplier.kind": "scalar_pid", "env.num_envs": 3, "train.updates_per_step": 0.4},
     "gaussian, scalar_dual": GAUSSIAN | {"multiplier.kind": "scalar_dual"},
-    "diffusion, statewise_alam, normalised": DIFFUSION | {"train.normalize_obs": True},
+    "diffusion, statewise_alam, normalised": DIFFUSION
+    | {"train.normalize_obs": True, "train.normalize_reward": True},
     "gaussian, statewise_dual, 2 environments": GAUSSIAN
     | {"multiplier.kind": "statewise_dual", "env.num_envs": 2},
     "diffusion, scalar_adrc": DIFFUSION | {"multiplier.kind": "scalar_adrc"},
