@@ -1,4 +1,4 @@
-"""Running normalisation: the statistics of everything seen, whatever the batches, and of returns."""
+"""Running normalisation of observations and returns: the statistics of everything seen."""
 
 import copy
 
