@@ -7,7 +7,7 @@ CPU time of one thread. Rounds alternate between the fast task, the same in all 
 the median over rounds of a round's mean. Bare is `mj_step` with the same number of substeps on a
 copy of the package's model and state at the start of the round; where gremlins circle, they are
 moved once a step instead of once a substep, outside of the clock. The ablation undoes one gain at a
-time and leaves the others. What several environments do together is measured by `environment_vectors`.
+time and leaves the others. What several environments do together: `environment_vectors`.
 Prints tables, and writes its parts into results/environment_speed.json beside this file. On a
 machine that others use, `chrt -r 1` before the command keeps most of them out.
 """
