@@ -3,6 +3,7 @@
 import csv
 import itertools
 from pathlib import Path
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -10,7 +11,9 @@ import pytest
 
 import algd
 from alam.multiplier import MULTIPLIERS
+from alam.replay import ReplayBuffer
 from algd.environments.make import make_env
+from algd.environments.subprocess_vector import SubprocessVectorEnv
 from algd.errors import ConfigError, EnvironmentFault
 from algd.experiments.config import dump_yaml, load_config
 from algd.training.durable_files import replace_durably
@@ -94,8 +97,9 @@ def test_evaluation_frequency_does_not_change_training(tmp_path: Path) -> None:
             "train.normalize_reward": True,
         },
         {"env.num_envs": 3, "multiplier.kind": "scalar_pid", "train.updates_per_step": 0.4},
+        {"policy.kind": "gaussian", "env.vector": "subprocess", "train.overlap": True},
     ],
-    ids=["gaussian-normalised", "diffusion-vector-pid"],
+    ids=["gaussian-normalised", "diffusion-vector-pid", "gaussian-overlapping"],
 )
 def test_resume_gives_the_same_bytes_as_an_undisturbed_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, object]
@@ -120,6 +124,42 @@ def test_resume_gives_the_same_bytes_as_an_undisturbed_run(
     resume(broken)
     for name in ("metrics.csv", "episodes.csv"):
         assert (whole / name).read_bytes() == (broken / name).read_bytes()
+
+
+def test_updates_overlap_the_steps_of_the_environments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    for cls, name in ((SubprocessVectorEnv, "start"), (SubprocessVectorEnv, "finish")):
+        original = getattr(cls, name)
+
+        def call(env: object, *words: object, _name: str = name, _original: Any = original) -> Any:
+            order.append(_name)
+            return _original(env, *words)
+
+        monkeypatch.setattr(cls, name, call)
+    sample = ReplayBuffer.sample
+
+    def sampled(replay: ReplayBuffer, *words: Any) -> Any:
+        order.append(f"update of {len(replay)} rows")
+        return sample(replay, *words)
+
+    monkeypatch.setattr(ReplayBuffer, "sample", sampled)
+    changes = {"env__vector": "subprocess", "train__overlap": True}
+    last = rows(run(tmp_path / "run", policy__kind="gaussian", **changes))[-1]
+    begin = order.index("update of 50 rows")
+    # The rows that an update may use are those before the step under way.
+    assert order[begin - 1 : begin + 5] == [
+        "start", "update of 50 rows", "finish", "start", "update of 51 rows", "finish"
+    ]  # fmt: skip
+    assert order[-1] == "update of 200 rows"  # the last one waits for no step
+    assert float(last["train/num_updates"]) == 151
+    assert len([word for word in order if word.startswith("update")]) == 151
+
+
+def test_only_worker_processes_step_meanwhile() -> None:
+    with pytest.raises(ConfigError, match=r"train.overlap needs env.vector: subprocess, got sync"):
+        load_config([], {"train.overlap": True})
 
 
 def test_the_agents_rewards_have_the_scale_that_was_asked_for(tmp_path: Path) -> None:

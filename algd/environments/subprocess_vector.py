@@ -87,13 +87,21 @@ class SubprocessVectorEnv:
 
     def step(self, actions: Float32Array) -> StepResult:
         """Step each environment with its row of `actions` (N, A)."""
+        self.start(actions)
+        return self.finish()
+
+    def start(self, actions: Float32Array) -> None:
+        """Let the workers begin a step; the caller may do something else meanwhile."""
         check_actions(actions, self.num_envs, self.action_dim)
-        actions = np.ascontiguousarray(actions, np.float32)
+        self._actions = actions = np.ascontiguousarray(actions, np.float32)
         for worker in self._workers:
             if worker not in self._lost:
                 with suppress(EnvironmentCrash):  # found again where its reply is missing
                     worker.send(Command.STEP, actions[worker.rows].tobytes())
-        self._collect(self._take_rows, lambda block: self._step_own(block, actions))
+
+    def finish(self) -> StepResult:
+        """Step the own block, if there is one, and return what all environments did."""
+        self._collect(self._take_rows, lambda block: self._step_own(block, self._actions))
         self._lost.clear()
         result = step_result(self._rows)
         self._running[[e.env_index for e in result.episodes]] += 1

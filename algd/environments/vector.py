@@ -56,12 +56,20 @@ class VectorCostEnv(Protocol):
         ...
 
     def step(self, actions: Float32Array) -> StepResult:
-        """Step each environment with its row of `actions` (N, A).
+        """Step each environment with its row of `actions` (N, A): `start`, then `finish`.
 
         Raises:
             EnvironmentFault: an environment failed; names its index and the step. A crash in a
                 worker process is survived instead, up to `max_restarts` times: see `dropped`.
         """
+        ...
+
+    def start(self, actions: Float32Array) -> None:
+        """Begin a step, and leave worker processes to it; `finish` must follow."""
+        ...
+
+    def finish(self) -> StepResult:
+        """Return the step that `start` began (see `step`)."""
         ...
 
     def snapshot(self) -> dict[str, Any]:
@@ -128,8 +136,17 @@ class SyncVectorEnv:
 
     def step(self, actions: Float32Array) -> StepResult:
         """Step each environment with its row of `actions` (N, A)."""
+        self.start(actions)
+        return self.finish()
+
+    def start(self, actions: Float32Array) -> None:
+        """Take the actions of a step; nothing runs before `finish`."""
         check_actions(actions, self.num_envs, self.action_dim)
-        self._block.step(actions, self._rows)
+        self._actions = actions
+
+    def finish(self) -> StepResult:
+        """Step each environment."""
+        self._block.step(self._actions, self._rows)
         return step_result(self._rows)
 
     def snapshot(self) -> dict[str, Any]:

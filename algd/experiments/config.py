@@ -63,6 +63,11 @@ class ExperimentConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.seed <= _MAX_SEED:
             raise ValueError(f"seed must be in [0, {_MAX_SEED}], got {self.seed}")
+        if self.train.overlap and self.env.vector != "subprocess":
+            raise ValueError(
+                f"train.overlap needs env.vector: subprocess, got {self.env.vector}; no other kind "
+                "steps while the agent updates"
+            )
         if isinstance(self.policy, CVPOPolicyConfig):  # what it cannot be combined with
             CVPOConfig(self.policy, self.critics, self.constraint, self.multiplier)
 

@@ -19,6 +19,8 @@ class TrainConfig:
     learning_starts: steps before the first update. warmup: how those act, ``uniform`` actions or
         the untrained ``policy``.
     updates_per_step: gradient steps per environment step, may be a fraction.
+    overlap: lets environments in worker processes take their step while the agent takes the updates
+        of the step before; the policy then acts one step behind its updates. Reproducible, too.
     initial_updates_per_step, initial_steps: another pace for the first steps (null, 0: none).
     final_learning_rate: share of every optimiser's learning rate that is left at the end; from
         ``learning_starts`` on they fall linearly to it. 1 keeps them constant.
@@ -44,6 +46,7 @@ class TrainConfig:
     batch_size: int = 256
     buffer_size: int = 1_000_000
     updates_per_step: float = 1.0
+    overlap: bool = False
     initial_updates_per_step: float | None = None
     initial_steps: int = 0
     final_learning_rate: float = 1.0

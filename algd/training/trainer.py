@@ -166,12 +166,14 @@ class Trainer:
         """Train to the end; raise ``Interrupted`` after saving when asked to stop."""
         with self._resources:
             try:
+                total = self.config.train.total_steps
                 while True:
-                    self._spend_updates()
+                    if not self.config.train.overlap or self.env_step >= total:
+                        self._spend_updates()
                     self._stop_if_asked()
                     self._record_and_save_if_due()
                     self._stop_if_asked()
-                    if self.env_step >= self.config.train.total_steps:
+                    if self.env_step >= total:
                         break
                     self._step_environment()
                     self._earn_updates()
@@ -202,7 +204,12 @@ class Trainer:
         else:
             action = self.agent.act(self._normalized(self.obs), generator=self.acting)
         with self.stop.bounded():
-            step = self.env.step(action)
+            self.env.start(action)
+        if config.overlap:
+            # Also when a stop was asked for: a continued run has to make the same updates here.
+            self._spend_updates(to_the_last=True)
+        with self.stop.bounded():
+            step = self.env.finish()
         self._store(action, step)
         if self.normalizer is not None:
             self.normalizer.update(self.obs)
@@ -238,10 +245,10 @@ class Trainer:
             pace = config.initial_updates_per_step
         self.update_credit += pace * self.env.num_envs
 
-    def _spend_updates(self) -> None:
-        """Take the updates that are due; a stop may fall between any two of them."""
+    def _spend_updates(self, *, to_the_last: bool = False) -> None:
+        """Take the updates that are due; a stop may fall between any two, or after ``the last``."""
         self._decay_learning_rates()
-        while self.update_credit >= 1.0 and self.stop.signal_number is None:
+        while self.update_credit >= 1.0 and (to_the_last or self.stop.signal_number is None):
             self.update_credit -= 1.0
             self.window.add(self.agent.update(self._sample_batch()))
             self.num_updates += 1
