@@ -12,6 +12,7 @@ from algd.training.normalization import (
     ReturnDeviation,
     RunningNormalizer,
     TailNormalizer,
+    Unnormalized,
     make_normalizer,
 )
 from algd.training.train_config import TrainConfig
@@ -159,7 +160,12 @@ def test_loaded_tails_continue_bitwise():
 
 
 def test_the_configuration_says_which_normaliser():
-    assert make_normalizer(TrainConfig(), 3) is None
+    plain = make_normalizer(TrainConfig(), 3)
+    assert type(plain) is Unnormalized
+    assert plain.width == 3
+    data = rows(5)
+    plain.update(data)
+    np.testing.assert_array_equal(plain.normalize(data), data)
     assert type(make_normalizer(TrainConfig(normalize_obs=True), 3)) is RunningNormalizer
     tails = make_normalizer(TrainConfig(normalize_obs=True, tail_share=0.03), 3)
     assert isinstance(tails, TailNormalizer)

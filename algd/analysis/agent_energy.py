@@ -80,9 +80,7 @@ class AgentEnergy:
 
     def tensor(self, obs: NDArray[np.floating]) -> Float[Tensor, "B O"]:
         """Return observations (B, O) as the agent sees them."""
-        array = np.asarray(obs, dtype=np.float32)
-        if self._normalizer is not None:
-            array = self._normalizer.normalize(array)
+        array = self._normalizer.normalize(np.asarray(obs, dtype=np.float32))
         return torch.from_numpy(np.ascontiguousarray(array))
 
     @torch.no_grad()

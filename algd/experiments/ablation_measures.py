@@ -187,7 +187,7 @@ def _corridor(loaded: LoadedPolicy) -> dict[str, float]:
         generator = torch.Generator().manual_seed(loaded.config.seed)
 
         def act(obs: NDArray[np.float32]) -> NDArray[np.floating]:
-            known = obs if loaded.normalizer is None else loaded.normalizer.normalize(obs)
+            known = loaded.normalizer.normalize(obs)
             return loaded.agent.act(known, generator=generator, deterministic=deterministic)
 
         return drive(task, act, even_starts(_STARTS))

@@ -126,10 +126,7 @@ def visited_observations(
         ended = False
         while not ended and len(seen) < count:
             seen.append(obs)
-            batch = (
-                obs[None] if policy.normalizer is None else policy.normalizer.normalize(obs[None])
-            )
-            action = policy.agent.act(batch, generator=generator)
+            action = policy.agent.act(policy.normalizer.normalize(obs[None]), generator=generator)
             obs, _, terminated, truncated, _ = env.step(action[0])
             ended = terminated or truncated
     return np.stack(seen)

@@ -76,8 +76,7 @@ class DeployedPolicy(nn.Module):
 
     def forward(self, obs: Tensor, noise: Tensor | None = None) -> Tensor:
         """Return actions (batch, A)."""
-        if self.normalizer is not None:
-            obs = self.normalizer.normalize_tensor(obs)
+        obs = self.normalizer.normalize_tensor(obs)
         return self.center + self.half_range * self._normalized_action(obs, noise)
 
     def _normalized_action(self, obs: Tensor, noise: Tensor | None) -> Tensor:

@@ -58,7 +58,7 @@ def policy_rollouts(loaded: LoadedPolicy, *, steps: int, seed: int) -> Rollouts:
     generator = torch.Generator().manual_seed(seed)
 
     def act(obs: NDArray[np.float32]) -> NDArray[np.floating]:
-        batch = obs[None] if loaded.normalizer is None else loaded.normalizer.normalize(obs[None])
+        batch = loaded.normalizer.normalize(obs[None])
         return loaded.agent.act(batch, generator=generator)[0]
 
     return _rollouts(loaded, act, steps=steps, seed=seed)

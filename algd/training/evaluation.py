@@ -14,7 +14,7 @@ import torch
 from alam.types import Agent
 from algd.environments.gymnasium import CostEnv
 from algd.environments.make import EnvConfig, make_env
-from algd.training.normalization import RunningNormalizer
+from algd.training.normalization import Unnormalized
 
 Mode = Literal["deterministic", "stochastic"]
 _EVALUATION_STREAM = 2**31  # keeps evaluation seeds apart from those of training environments
@@ -76,7 +76,7 @@ def evaluation_seeds(seed: int, episodes: int) -> list[int]:
 
 def evaluate_policy(
     agent: Agent,
-    normalizer: RunningNormalizer | None,
+    normalizer: Unnormalized,
     env: CostEnv,
     *,
     episodes: int,
@@ -95,7 +95,7 @@ def evaluate_policy(
         obs, _ = env.reset(seed=episode_seed)
         total, cost, length, ended = 0.0, 0.0, 0, False
         while not ended:
-            batch = obs[None] if normalizer is None else normalizer.normalize(obs[None])
+            batch = normalizer.normalize(obs[None])
             action = agent.act(batch, generator=generator, deterministic=mode == "deterministic")
             obs, reward, terminated, truncated, info = env.step(action[0])
             total += float(reward)
@@ -111,7 +111,7 @@ def evaluate_policy(
 
 def record_video(
     agent: Agent,
-    normalizer: RunningNormalizer | None,
+    normalizer: Unnormalized,
     env_config: EnvConfig,
     path: Path,
     *,
@@ -134,7 +134,7 @@ def record_video(
         for _ in range(max_steps):
             on_step()
             frames.append(np.asarray(env.render()))
-            batch = obs[None] if normalizer is None else normalizer.normalize(obs[None])
+            batch = normalizer.normalize(obs[None])
             action = agent.act(batch, generator=generator, deterministic=mode == "deterministic")
             obs, _, terminated, truncated, _ = env.step(action[0])
             if terminated or truncated:

@@ -44,13 +44,11 @@ def write_export(policy: LoadedPolicy, directory: Path, extra: dict[str, Any]) -
         for part, module in _modules(policy).items()
         for name, tensor in module.state_dict().items()
     }
-    count = None
-    if policy.normalizer is not None:
-        state = policy.normalizer.state_dict()
-        count = int(state.pop("count"))
-        # What only further training needs.
-        state = {k: v for k, v in state.items() if k not in ("sample", "stride")}
-        tensors |= {f"{_NORMALIZER}.{k}": torch.from_numpy(v.copy()) for k, v in state.items()}
+    state = policy.normalizer.state_dict()
+    count = state.pop("count", None)
+    # The others are what only further training needs.
+    state = {k: v for k, v in state.items() if k not in ("sample", "stride")}
+    tensors |= {f"{_NORMALIZER}.{k}": torch.from_numpy(v.copy()) for k, v in state.items()}
     description = {"format": FORMAT, "task": _plain_task(policy.task), "normalizer_count": count}
     weights = safetensors.torch.save(tensors, metadata={"format": "pt"})
     (directory / WEIGHTS_FILE).write_bytes(weights)
@@ -74,10 +72,8 @@ def load_export(directory: Path) -> LoadedPolicy:
         policy = LoadedPolicy(config, _task_arrays(description["task"]))
         for part, module in _modules(policy).items():
             module.load_state_dict(_under(part, tensors))
-        count = description["normalizer_count"]
-        if policy.normalizer is not None:
-            state = {k: v.numpy() for k, v in _under(_NORMALIZER, tensors).items()}
-            policy.normalizer.load_state_dict({"count": count} | state)
+        state = {k: v.numpy() for k, v in _under(_NORMALIZER, tensors).items()}
+        policy.normalizer.load_state_dict({"count": description["normalizer_count"]} | state)
     except (OSError, SafetensorError, KeyError, TypeError, RuntimeError, ConfigError) as error:
         raise CheckpointError(
             f"{directory} holds no complete exported policy: {str(error) or type(error).__name__}"

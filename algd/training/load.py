@@ -41,7 +41,7 @@ class LoadedPolicy:
         self.normalizer = make_normalizer(config.train, self.obs_dim)
         self.agent: TrainedAgent = make_agent(
             config,
-            obs_dim=self.obs_dim if self.normalizer is None else self.normalizer.width,
+            obs_dim=self.normalizer.width,
             action_dim=task["action_dim"],
             episode_length=task["episode_length"],
             device=torch.device("cpu"),
@@ -60,9 +60,7 @@ class LoadedPolicy:
             raise ValueError(
                 f"obs must have shape ({self.obs_dim},) or (N, {self.obs_dim}), got {array.shape}"
             )
-        batch = array.reshape(-1, self.obs_dim)
-        if self.normalizer is not None:
-            batch = self.normalizer.normalize(batch)
+        batch = self.normalizer.normalize(array.reshape(-1, self.obs_dim))
         normalised = self.agent.act(batch, generator=self.generator, deterministic=deterministic)
         span = 0.5 * (self.action_high - self.action_low)
         action = self.action_low + span * (normalised.astype(np.float64) + 1.0)
@@ -97,6 +95,5 @@ def load(source: str | Path, *, policy: str = "latest") -> LoadedPolicy:
     state = store.load() if policy == "latest" else store.load_policy(policy)
     loaded = LoadedPolicy(load_config([directory / "config.yaml"]), state["task"])
     loaded.agent.load_state_dict(state["agent"])
-    if loaded.normalizer is not None:
-        loaded.normalizer.load_state_dict(state["normalizer"])
+    loaded.normalizer.load_state_dict(state["normalizer"])
     return loaded

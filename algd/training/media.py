@@ -29,9 +29,7 @@ def record_pictures(trainer: "Trainer") -> None:
     started = time.perf_counter()
     step, scale = trainer.env_step, trainer.reward_scale
     generator = torch.Generator(trainer.device).manual_seed(step)
-    obs = trainer.replay.sample(_STATES, generator).obs
-    if trainer.normalizer is not None:
-        obs = trainer.normalizer.normalize_tensor(obs)
+    obs = trainer.normalizer.normalize_tensor(trainer.replay.sample(_STATES, generator).obs)
     try:
         if _pictures_due(trainer):
             title = f"{trainer.config.env.id}, step {step:,}"

@@ -24,17 +24,17 @@ _SAMPLE_ROWS = 4096  # that quantiles are taken of
 _REFRESHES = 10  # of the tails, while the number of observations grows e-fold
 
 
-def make_normalizer(config: TrainConfig, obs_dim: int) -> "RunningNormalizer | None":
-    """Return the normaliser that a configuration asks for, None where it asks for none."""
+def make_normalizer(config: TrainConfig, obs_dim: int) -> "Unnormalized":
+    """Return the normaliser that a configuration asks for."""
     if not config.normalize_obs:
-        return None
+        return Unnormalized(obs_dim)
     if config.tail_share is None:
         return RunningNormalizer(obs_dim)
     return TailNormalizer(obs_dim, config.tail_share)
 
 
-class RunningNormalizer:
-    """Mean and variance of every observation so far, merged in batches (Chan et al. 1979).
+class Unnormalized:
+    """Observations as they are, and what every normaliser does.
 
     Attributes:
         width: number of features that ``normalize`` returns.
@@ -42,6 +42,31 @@ class RunningNormalizer:
 
     def __init__(self, obs_dim: int) -> None:
         self.width = obs_dim
+
+    def update(self, obs: Float[np.ndarray, "N O"]) -> None:
+        """Take N more observations into account."""
+
+    def normalize(self, obs: Float[np.ndarray, "N O"]) -> Float[np.ndarray, "N F"]:
+        """Return the features of observations."""
+        return obs
+
+    def normalize_tensor(self, obs: Float[Tensor, "B O"]) -> Float[Tensor, "B F"]:
+        """Return the same for a batch on its device."""
+        return obs
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the statistics."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` returned."""
+
+
+class RunningNormalizer(Unnormalized):
+    """Mean and variance of every observation so far, merged in batches (Chan et al. 1979)."""
+
+    def __init__(self, obs_dim: int) -> None:
+        super().__init__(obs_dim)
         self.count = 0
         self.mean = np.zeros(obs_dim)
         self.sum_squares = np.zeros(obs_dim)

@@ -18,7 +18,7 @@ def policy_state(trainer: "Trainer") -> dict[str, Any]:
     space = trainer.evaluation_env.original_action_space
     return {
         "agent": trainer.agent.state_dict(),
-        "normalizer": None if trainer.normalizer is None else trainer.normalizer.state_dict(),
+        "normalizer": trainer.normalizer.state_dict(),
         "task": {
             "env_id": trainer.config.env.id,
             "obs_dim": trainer.env.obs_dim,
@@ -64,8 +64,7 @@ def training_state(trainer: "Trainer", *, with_env: bool = True) -> dict[str, An
 def restore_training(trainer: "Trainer", state: dict[str, Any]) -> None:
     """Bring back what ``training_state`` returned; episodes are replayed to their last step."""
     trainer.agent.load_state_dict(state["agent"])
-    if trainer.normalizer is not None:
-        trainer.normalizer.load_state_dict(state["normalizer"])
+    trainer.normalizer.load_state_dict(state["normalizer"])
     if trainer.returns is not None:
         trainer.returns.load_state_dict(state["returns"])
     trainer.acting.set_state(state["acting"])

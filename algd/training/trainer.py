@@ -118,7 +118,7 @@ class Trainer:
         )
         self.agent = make_agent(
             config,
-            self.env.obs_dim if self.normalizer is None else self.normalizer.width,
+            self.normalizer.width,
             self.env.action_dim,
             episode_length=self.env.max_episode_steps,
             device=self.device,
@@ -202,7 +202,8 @@ class Trainer:
             shape = (self.env.num_envs, self.env.action_dim)
             action = self.exploration.uniform(-1.0, 1.0, shape).astype(np.float32)
         else:
-            action = self.agent.act(self._normalized(self.obs), generator=self.acting)
+            obs = self.normalizer.normalize(self.obs)
+            action = self.agent.act(obs, generator=self.acting)
         with self.stop.bounded():
             self.env.start(action)
         if config.overlap:
@@ -211,8 +212,7 @@ class Trainer:
         with self.stop.bounded():
             step = self.env.finish()
         self._store(action, step)
-        if self.normalizer is not None:
-            self.normalizer.update(self.obs)
+        self.normalizer.update(self.obs)
         if self.returns is not None:
             self.returns.update(step.reward, step.terminated | step.truncated, step.dropped)
         self.obs = step.obs
@@ -231,9 +231,6 @@ class Trainer:
             if not told:
                 return
         self.replay.add(*columns)
-
-    def _normalized(self, obs: np.ndarray) -> np.ndarray:
-        return obs if self.normalizer is None else self.normalizer.normalize(obs)
 
     def _earn_updates(self) -> None:
         """Add the updates that one step of the environments earns."""
@@ -268,12 +265,10 @@ class Trainer:
         batch = self.replay.sample(config.batch_size, self.sampling)
         if self.reward_scale != 1.0:
             batch = batch._replace(reward=self.reward_scale * batch.reward)
-        if self.normalizer is not None:
-            batch = batch._replace(
-                obs=self.normalizer.normalize_tensor(batch.obs),
-                next_obs=self.normalizer.normalize_tensor(batch.next_obs),
-            )
-        return batch
+        return batch._replace(
+            obs=self.normalizer.normalize_tensor(batch.obs),
+            next_obs=self.normalizer.normalize_tensor(batch.next_obs),
+        )
 
     @property
     def reward_scale(self) -> float:
