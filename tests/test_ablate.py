@@ -43,15 +43,16 @@ def test_interval_of_known_numbers() -> None:
     # Mean 2, standard error sqrt(1 / 3), Student's quantile 4.3027 at two degrees of freedom.
     interval = student_interval([1.0, 2.0, 3.0])
     assert interval.mean == 2.0
-    assert interval.half == pytest.approx(4.302653 / 3**0.5, rel=1e-6)
-    assert math.isnan(student_interval([1.0]).half)
+    assert interval.high - 2.0 == pytest.approx(4.302653 / 3**0.5, rel=1e-6)
+    assert interval.low + interval.high == pytest.approx(4.0)
+    assert math.isnan(student_interval([1.0]).low)
     assert math.isnan(student_interval([]).mean)
 
 
 def test_interval_holds_the_truth_in_95_of_100_experiments() -> None:
     rng = np.random.default_rng(0)
     held = [
-        abs(interval.mean) <= interval.half
+        interval.low <= 0.0 <= interval.high
         for interval in (student_interval(rng.normal(size=5).tolist()) for _ in range(2_000))
     ]
     assert np.mean(held) == pytest.approx(0.95, abs=0.015)
@@ -70,7 +71,9 @@ def test_differences_are_paired_by_seed_and_judged_by_direction() -> None:
     assert rows["on", "excess"].verdict == "better"  # less excess cost
     assert rows["on", "return"].verdict == "worse"  # less return
     assert rows["on", "excess"].difference.mean == pytest.approx(-1.015)
-    assert rows["on", "excess"].value.half > 15.0
+    assert rows["on", "excess"].value.high > 30.0
+    assert rows["on", "excess"].value.low == 0.0  # no excess is negative
+    assert rows["on", "return"].value.low < 0.0
     assert rows["on", "return"].ratio == pytest.approx((15.0 - 1.015) / 15.0)
     assert rows["off", "return"].ratio == 1.0
 

@@ -132,13 +132,15 @@ def _draw_panel(axis: Axis, panel: Any, rows: Sequence[Row], *, last: bool) -> N
         names = [v.name for v in axis.variants if v.group == group and v.name in by_name]
         if not names:
             continue
-        means = [by_name[name].value.mean for name in names]
-        halves = np.nan_to_num([by_name[name].value.half for name in names])
+        values = [by_name[name].value for name in names]
+        means = [value.mean for value in values]
+        below = np.nan_to_num([value.mean - value.low for value in values])
+        above = np.nan_to_num([value.high - value.mean for value in values])
         shift = 0.08 * (index - 0.5 * (len(groups) - 1))
         panel.errorbar(
             [places[name] + shift for name in names],
             means,
-            yerr=halves,
+            yerr=(below, above),
             fmt="o-" if len(names) > 1 else "s",
             markersize=3,
             linewidth=0.8,

@@ -5,6 +5,7 @@ not apply to a task are left out.
 """
 
 import csv
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -41,37 +42,41 @@ _MIN_ISLAND_SHARE = 0.1  # of the samples, for an island to count as held
 
 @dataclass(frozen=True)
 class Measure:
-    """name: key. label: heading with its unit. better: which way, or neither."""
+    """name: key. label: heading with its unit. better: which way. ends: of its range."""
 
     name: str
     label: str
     better: Literal["higher", "lower", "neither"]
+    ends: tuple[float, float] = (-math.inf, math.inf)
+
+
+_SHARE, _POSITIVE = (0.0, 1.0), (0.0, math.inf)
 
 
 MEASURES: tuple[Measure, ...] = (
     Measure("curvature", "smallest Hessian eigenvalue (reward/action²)", "higher"),
     Measure("curvature_plain", "the same without augmentation", "neither"),
-    Measure("convex", "convex share of the box", "higher"),
-    Measure("tv_law", "TV to the law of the learnt energy", "lower"),
-    Measure("tv_exact", "TV to the exact law", "lower"),
-    Measure("w1_exact", "W1 to the exact law (action)", "lower"),
-    Measure("multiplier_l1", "multiplier, relative L1 at its temperature", "lower"),
-    Measure("multiplier_hard_l1", "multiplier, relative L1 to λ*(s)", "lower"),
-    Measure("slackness", "slackness residual (reward)", "lower"),
-    Measure("multiplier_tv", "multiplier oscillation (per 1,000 updates)", "lower"),
-    Measure("cost_tv", "cost oscillation (cost per 1,000 updates)", "lower"),
-    Measure("excess", "excess cost (of the limit)", "lower"),
-    Measure("violations", "episodes over the limit", "lower"),
-    Measure("training_violations", "episodes over the limit in training", "lower"),
+    Measure("convex", "convex share of the box", "higher", _SHARE),
+    Measure("tv_law", "TV to the law of the learnt energy", "lower", _SHARE),
+    Measure("tv_exact", "TV to the exact law", "lower", _SHARE),
+    Measure("w1_exact", "W1 to the exact law (action)", "lower", _POSITIVE),
+    Measure("multiplier_l1", "multiplier, relative L1 at its temperature", "lower", _POSITIVE),
+    Measure("multiplier_hard_l1", "multiplier, relative L1 to λ*(s)", "lower", _POSITIVE),
+    Measure("slackness", "slackness residual (reward)", "lower", _POSITIVE),
+    Measure("multiplier_tv", "multiplier oscillation (per 1,000 updates)", "lower", _POSITIVE),
+    Measure("cost_tv", "cost oscillation (cost per 1,000 updates)", "lower", _POSITIVE),
+    Measure("excess", "excess cost (of the limit)", "lower", _POSITIVE),
+    Measure("violations", "episodes over the limit", "lower", _SHARE),
+    Measure("training_violations", "episodes over the limit in training", "lower", _SHARE),
     Measure("return", "return (reward per episode)", "higher"),
     Measure("of_optimum", "return, share of the safe optimum", "higher"),
     Measure("mode_of_optimum", "the same, deterministic policy", "higher"),
-    Measure("mode_violations", "deterministic episodes over the limit", "lower"),
-    Measure("cost", "cost (per episode)", "neither"),
-    Measure("both_islands", "states holding both islands", "higher"),
-    Measure("infeasible", "infeasible samples", "lower"),
-    Measure("auroc", "AUROC of the multiplier, uniform actions", "higher"),
-    Measure("cpu_seconds", "training (CPU s)", "lower"),
+    Measure("mode_violations", "deterministic episodes over the limit", "lower", _SHARE),
+    Measure("cost", "cost (per episode)", "neither", _POSITIVE),
+    Measure("both_islands", "states holding both islands", "higher", _SHARE),
+    Measure("infeasible", "infeasible samples", "lower", _SHARE),
+    Measure("auroc", "AUROC of the multiplier, uniform actions", "higher", _SHARE),
+    Measure("cpu_seconds", "training (CPU s)", "lower", _POSITIVE),
 )
 
 # The four claims that the papers make of the augmented energy, and what decides each.

@@ -26,21 +26,12 @@ Verdict = Literal["better", "worse", "no difference", "unknown", "reference"]
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and the half width of its interval, NaN below two values."""
+    """A mean and the ends of its interval, NaN below two values."""
 
     mean: float
-    half: float
+    low: float
+    high: float
     count: int
-
-    @property
-    def low(self) -> float:
-        """Lower end."""
-        return self.mean - self.half
-
-    @property
-    def high(self) -> float:
-        """Upper end."""
-        return self.mean + self.half
 
 
 @dataclass(frozen=True)
@@ -66,18 +57,22 @@ def _ends(interval: Interval) -> tuple[float, float, float]:
     return interval.mean, interval.low, interval.high
 
 
-def student_interval(values: Sequence[float]) -> Interval:
-    """Return the mean of independent values with its 95 % interval."""
+def student_interval(
+    values: Sequence[float], ends: tuple[float, float] = (-math.inf, math.inf)
+) -> Interval:
+    """Return the mean of independent values with its 95 % interval.
+
+    Of values that lie between ``ends`` the mean does, too, and the interval ends there.
+    """
     from scipy.stats import t
 
     count = len(values)
-    if count == 0:
-        return Interval(math.nan, math.nan, 0)
-    mean = float(np.mean(values))
-    if count == 1:
-        return Interval(mean, math.nan, 1)
+    mean = float(np.mean(values)) if count else math.nan
+    if count < 2:
+        return Interval(mean, math.nan, math.nan, count)
     spread = float(np.std(values, ddof=1)) / math.sqrt(count)
-    return Interval(mean, float(t.ppf(0.5 + _LEVEL / 2, count - 1)) * spread, count)
+    half = float(t.ppf(0.5 + _LEVEL / 2, count - 1)) * spread
+    return Interval(mean, max(mean - half, ends[0]), min(mean + half, ends[1]), count)
 
 
 def tabulate(axis: Axis, results: Sequence[CellResult]) -> list[Row]:
@@ -103,7 +98,7 @@ def tabulate(axis: Axis, results: Sequence[CellResult]) -> list[Row]:
                         task,
                         variant.name,
                         measure,
-                        student_interval([found[seed] for seed in sorted(found)]),
+                        student_interval([found[seed] for seed in sorted(found)], measure.ends),
                         difference,
                         "reference" if own else _verdict(measure, difference),
                     )
@@ -136,7 +131,7 @@ def markdown(axis: Axis, rows: Sequence[Row]) -> str:
         "",
         axis.question,
         "",
-        f"Mean ± half of the 95 % interval (Student) over seeds. Reference: {axis.reference}. "
+        f"Mean and 95 % interval (Student) over seeds. Reference: {axis.reference}. "
         "**Bold**: the paired difference from the reference excludes 0 (no correction for many "
         "comparisons); (+) better, (-) worse.",
     ]
@@ -183,22 +178,23 @@ def _task_table(axis: Axis, rows: list[Row]) -> list[str]:
 
 def _cell_text(row: Row) -> str:
     value = row.value
-    half = "" if math.isnan(value.half) else f" ± {value.half:.2g}"
-    text = f"{value.mean:.3g}{half}"
+    text = f"{value.mean:.3g}"
+    if not math.isnan(value.low):
+        text += f" [{value.low:.3g}, {value.high:.3g}]"
     mark = {"better": " (+)", "worse": " (-)"}.get(row.verdict)
     return text if mark is None else f"**{text}**{mark}"
 
 
 def _difference_text(row: Row) -> str:
     change = row.difference
-    if math.isnan(change.half):
+    if math.isnan(change.low):
         return row.variant
     times = f", x {row.ratio:.2g}" if row.measure.name in _AS_RATIO else ""
     return f"{row.variant} ({change.mean:+.2g} [{change.low:.2g}, {change.high:.2g}]{times})"
 
 
 def _verdict(measure: Measure, difference: Interval) -> Verdict:
-    if math.isnan(difference.half):
+    if math.isnan(difference.low):
         return "unknown"
     if difference.low <= 0.0 <= difference.high or measure.better == "neither":
         return "no difference"
