@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from algd.environments.fast.world import moved_world_class
 from algd.environments.make import EnvConfig
 from algd.environments.safety_gymnasium import make_safety_env
 from algd.environments.safety_package import load, untextured_world_class
@@ -50,6 +51,7 @@ ABLATED = ("SafetyPointGoal1-v0", "SafetyPointButton1-v0")
 PARTS = ("steps", "velocity", "resets", "ablation", "vectors")
 RESULTS = Path(__file__).with_name("results") / "environment_speed.json"
 SUBSTEPS = 10
+_NO_HIERARCHIES = mujoco.mjtDisableBit.mjDSBL_MIDPHASE
 
 
 def thread_us(work: Callable[[], Any]) -> float:
@@ -151,6 +153,19 @@ def _no_resuming(builder: Any) -> None:
     builder.engine.physics._resumes = False
 
 
+def _untouchable_bodies_compiled(builder: Any) -> None:
+    # As a world is compiled that somebody looks at.
+    task = builder.task
+    task.world, builder.engine = moved_world_class(textured=True)(task.agent, task._obstacles), None
+    builder.reset(seed=0)
+
+
+def _hierarchies_of_volumes(builder: Any) -> None:
+    physics = builder.engine.physics
+    for flags in ("_flags", "_substep_flags"):
+        setattr(physics, flags, getattr(physics, flags) & ~int(_NO_HIERARCHIES))
+
+
 def _state_evaluated_three_times(builder: Any) -> None:
     task, step = builder.task, builder.engine.physics.step
 
@@ -187,6 +202,8 @@ STEP_ABLATIONS: dict[str, Callable[[Any], None]] = {
     "nothing undone": lambda _: None,
     "sensors in every substep": _sensors_every_substep,
     "first half of a step done again": _no_resuming,
+    "bodies that nothing touches in the model": _untouchable_bodies_compiled,
+    "hierarchies of bounding volumes": _hierarchies_of_volumes,
     "state evaluated three times": _state_evaluated_three_times,
     "package's observation, no space check": _package_observation_unchecked,
     "package's observation": _package_observation,

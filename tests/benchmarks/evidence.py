@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from algd.analysis.statistics import mean_interval
 from algd.experiments.compare import Comparison, compare
 from algd.experiments.compare_groups import Group
 from algd.experiments.config_values import flatten
@@ -137,8 +138,9 @@ def comparisons_of(runs: Sequence[StoredRun]) -> list[Comparison]:
 def markdown(comparisons: Sequence[Comparison]) -> str:
     """Return the README's table: every task and preset, with intervals where seeds allow them."""
     lines = [
-        "| task | preset | seeds | steps | return | cost | P(cost ≤ limit) | training over |",
-        "|---|---|---|---|---|---|---|---|",
+        "| task | preset | seeds | steps | return | cost | P(cost ≤ limit) | training over "
+        "| cost oscillation |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for comparison in comparisons:
         for row in comparison.rows:
@@ -157,9 +159,17 @@ def markdown(comparisons: Sequence[Comparison]) -> str:
                         ("training_violations", 2),
                     )
                 ),
+                _interval(mean_interval([np.array([oscillation(r) for r in row.group.runs])]), 0),
             ]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def oscillation(run: RunData) -> float:
+    """Return the total variation of an evaluation's mean cost after the first third of a run."""
+    costs = run.metrics["eval/cost"]
+    late = costs.steps >= costs.steps[-1] / 3
+    return float(np.abs(np.diff(costs.values[late])).sum())
 
 
 def _interval(interval: Iterable[float], digits: int) -> str:

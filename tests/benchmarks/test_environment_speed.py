@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 MOST_OF_BARE = {"fast": 1.7, "trained": 2.0}
-"""Measured: 1.1 to 1.3 and 1.2 to 1.5; aimed at is 1.5."""
-LEAST_GAIN = 2.8
-"""Measured: 3.4 (PointCircle1) to 9 (PointButton1)."""
+"""Measured: 1.0 to 1.2 and 1.2 to 1.4; aimed at is 1.5."""
+LEAST_GAIN = 3.0
+"""Measured: 3.8 (PointCircle1) to 7.5 (PointButton1)."""
 TASKS = ("SafetyPointGoal1-v0", "SafetyPointButton1-v0", "SafetyPointCircle1-v0")
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sweep_files import write_sweep
 
-from algd.experiments.run_data import read_runs
+from algd.experiments.run_data import RunData, Series, read_runs
 from algd.experiments.sweep import sweep
 from tests.benchmarks import evidence
 
@@ -75,3 +75,9 @@ def test_the_table_of_the_readme_comes_from_the_stored_runs(
     (row,) = (line for line in lines if "`fac`" in line)
     last = evidence.as_run(evidence.stored_runs()[0]).metrics["eval/return"].values[-1]
     assert f"| 0 | 0k | {last:.1f} |" in row
+
+
+def test_oscillation_counts_from_the_first_third_on() -> None:
+    costs = Series(np.array([0, 30, 60, 90]), np.array([500.0, 10.0, 40.0, 25.0]))
+    run = RunData(Path("run"), "run", {}, {"eval/cost": costs}, {})
+    assert evidence.oscillation(run) == 45.0

@@ -11,6 +11,7 @@ Where the navigation tasks differ:
 - An object exactly behind the lidar's first direction, by less than a rounding error, ends the
   package's step with an IndexError; here it is seen in the first direction.
 - Observations are not checked against their space; `CostEnv` refuses what is not finite.
+- Without a render mode the model lacks the hazards, circles and boundaries, which nothing touches.
 - The camera's clipping planes stay those of the first layout; frames differ by at most 2 of 255.
 - Arguments that change the kind of observation take the package itself.
 """
