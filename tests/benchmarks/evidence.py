@@ -159,7 +159,7 @@ def markdown(comparisons: Sequence[Comparison]) -> str:
                         ("training_violations", 2),
                     )
                 ),
-                _interval(mean_interval([np.array([oscillation(r) for r in row.group.runs])]), 0),
+                _interval(_restlessness(row.group.runs), 0),
             ]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -170,6 +170,12 @@ def oscillation(run: RunData) -> float:
     costs = run.metrics["eval/cost"]
     late = costs.steps >= costs.steps[-1] / 3
     return float(np.abs(np.diff(costs.values[late])).sum())
+
+
+def _restlessness(runs: Sequence[RunData]) -> tuple[float, float, float]:
+    """Return the mean oscillation of runs and the ends of its interval; none is below 0."""
+    mean, low, high = mean_interval([np.array([oscillation(run) for run in runs])])
+    return mean, max(low, 0.0), high
 
 
 def _interval(interval: Iterable[float], digits: int) -> str:
