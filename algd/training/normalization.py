@@ -210,9 +210,7 @@ class ReturnDeviation:
     def __init__(self, num_envs: int, discount: float) -> None:
         self.discount = discount
         self.returns = np.zeros(num_envs)
-        self.count = 0
-        self.mean = 0.0
-        self.sum_squares = 0.0
+        self._moments = RunningNormalizer(1)
 
     def update(
         self,
@@ -227,12 +225,7 @@ class ReturnDeviation:
         self.returns = self.discount * self.returns + reward
         told = np.delete(self.returns, list(lost))
         if len(told):
-            total = self.count + len(told)
-            delta = told.mean() - self.mean
-            self.sum_squares += float(((told - told.mean()) ** 2).sum())
-            self.sum_squares += float(delta**2 * self.count * len(told) / total)
-            self.mean += float(delta * len(told) / total)
-            self.count = total
+            self._moments.update(told[:, None])
         self.returns[ended] = 0.0
         self.forget(lost)
 
@@ -243,18 +236,17 @@ class ReturnDeviation:
     @property
     def deviation(self) -> float:
         """The unit, in rewards; 1 while all returns were the same."""
-        return math.sqrt(self.sum_squares / self.count) if self.sum_squares > 0.0 else 1.0
+        sum_squares = float(self._moments.sum_squares[0])
+        return math.sqrt(sum_squares / self._moments.count) if sum_squares > 0.0 else 1.0
 
     def state_dict(self) -> dict[str, Any]:
         """Return the statistics."""
-        moments = {"count": self.count, "mean": self.mean, "sum_squares": self.sum_squares}
-        return {"returns": self.returns.copy()} | moments
+        return {"returns": self.returns.copy(), "moments": self._moments.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what ``state_dict`` returned."""
         self.returns = np.array(state["returns"])
-        self.count, self.mean = state["count"], state["mean"]
-        self.sum_squares = state["sum_squares"]
+        self._moments.load_state_dict(state["moments"])
 
 
 def _stage(count: int) -> int:
