@@ -37,7 +37,8 @@ class Axis:
 
     preset: configuration that the variants depart from. tasks: of the default grid. reference: the
     variant that the others are compared with. updates: gradient steps of a cell. overrides: of
-    every cell on the quick tasks; those of a task come before them.
+    every cell on the quick tasks; those of a task come before them. x_label: of figures, where the
+    variants' names do not say it.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Axis:
     reference: str
     updates: int
     overrides: Overrides = field(default_factory=dict)
+    x_label: str = ""
 
 
 @dataclass(frozen=True)

@@ -106,6 +106,7 @@ def _estimator() -> Axis:
         ),
         "mixed 8",
         1_000,
+        x_label="samples per noised action",
     )
 
 

@@ -174,6 +174,7 @@ def _label_variants(axis: Axis, panel: Any, places: dict[str, float], *, last: b
     panel.set_xticks(list(names))
     if last:
         panel.set_xticklabels(list(names.values()), rotation=45, ha="right")
+        panel.set_xlabel(axis.x_label)
     else:
         panel.set_xticklabels([])
 
