@@ -222,7 +222,8 @@ def _base(axis: Axis, task: Task) -> Overrides:
     if task.name not in TASKS:
         return {**_QUIET, **task.overrides}
     base = {**_QUIET, **_QUICK, **axis.overrides, **task.overrides}
-    steps = base["train.learning_starts"] + axis.updates * task.length * _ENVS_TOGETHER
+    updates = axis.updates * task.length
+    steps = base["train.learning_starts"] + round(updates / base["train.updates_per_step"])
     times = ("train.total_steps", "train.checkpoint_interval", "evaluation.interval")
     return base | dict.fromkeys(times, steps)
 
