@@ -233,7 +233,8 @@ def test_longer_tasks_take_more_updates(tmp_path: Path) -> None:
         for name in ("bandit", "corridor")
     }
     updates = {
-        name: (found["train.total_steps"] - found["train.learning_starts"]) // 8
+        name: (found["train.total_steps"] - found["train.learning_starts"])
+        * found["train.updates_per_step"]
         for name, found in steps.items()
     }
     assert updates == {"bandit": axis.updates, "corridor": TASKS["corridor"].length * axis.updates}

@@ -86,26 +86,43 @@ _FINITE = {
     "critics.discount": 0.9,
     "critics.cost_discount": 0.0,
 }
-# Hard safety: every collision costs at least 1, so any positive limit below 1 forbids them. The
-# limit is also how fast a multiplier falls again (by rho times it at each copy), while it rises by
-# rho times the collisions: 0.01 would hold it at its bound for good. As a unit it would blow up the
-# penalty, hence raw costs. Episodes are finite and observe their step: undiscounted critics pose
-# the problem that the dynamic programme solves. Uniform actions fill the replay first, since a
-# multiplier that is to foresee them must have seen them.
+# Hard safety: with a limit of 0 a multiplier never falls, and holds the sum of what its state was
+# charged. Episodes are finite and observe their step: undiscounted critics pose the problem that
+# the dynamic programme solves. A step moves the mass by 1 cm: rectified critics of some width, on
+# standardised observations, resolve the obstacle's edge. The policy cools over some 20,000 updates:
+# multipliers are to foresee uniform actions, and learn it while the policy resembles them. The
+# bound leaves states that are lost anyway out of the regression's range.
 _CORRIDOR = {
     "env.id": "AnalyticCorridor-v0",
-    "constraint.cost_limit": 0.15,
+    "constraint.cost_limit": 0.0,
     "constraint.unit": "raw",
+    "critics.hidden": [256, 256],
+    "critics.cost_activation": "relu",
     "critics.discount": 1.0,
     "critics.cost_discount": 1.0,
     "critics.learning_rate": 2e-3,
-    "multiplier.multiplier_max": 8.0,
+    "policy.hidden": [128, 128],
+    "policy.learning_rate": 4e-4,
+    "multiplier.multiplier_max": 15.0,
     "train.batch_size": 128,
-    "train.learning_starts": 16_000,
+    "train.updates_per_step": 0.25,
+    "train.learning_starts": 40_000,
+    "train.final_learning_rate": 0.02,
+    "train.normalize_obs": True,
 }
 _CORRIDOR_OF_KIND: dict[str, Overrides] = {
-    "gaussian": {"policy.entropy_coef": 0.005},
-    "statewise_alam": {"multiplier.dual_target_interval": 40, "multiplier.learning_rate": 2e-3},
+    "gaussian": {
+        "policy.entropy_coef": "auto",
+        "policy.initial_entropy_coef": 10.0,
+        "policy.target_entropy": -3.5,
+    },
+    "statewise_dual": {"multiplier.hidden": [128, 128]},
+    "statewise_alam": {
+        "multiplier.hidden": [128, 128],
+        "multiplier.learning_rate": 2e-3,
+        "multiplier.dual_target_interval": 500,
+        "multiplier.penalty_coef": 0.1,
+    },
 }
 # No critic has to keep up: the rate may be high, since it falls to 0 over the training.
 _SAMPLER: Overrides = {"policy.hidden": [128, 128], "policy.learning_rate": 2e-3}
@@ -115,7 +132,7 @@ TASKS: dict[str, Task] = {
         Task("bandit", {"env.id": "AnalyticBandit1-v0", "constraint.cost_limit": 0.5}),
         Task("islands", {"env.id": "AnalyticIslands1-v0", "constraint.cost_limit": 0.05}),
         Task("finite", _FINITE),
-        Task("corridor", _CORRIDOR, _CORRIDOR_OF_KIND, length=3),
+        Task("corridor", _CORRIDOR, _CORRIDOR_OF_KIND, length=20),
         Task("energy1", _SAMPLER, sampler_dim=1, length=2),
         Task("energy2", _SAMPLER, sampler_dim=2, length=2),
     )
