@@ -150,14 +150,7 @@ class CVPOAgent(GaussianLearner):
         device: torch.device | str = "cpu",
     ) -> None:
         super().__init__(
-            obs_dim,
-            action_dim,
-            config.critics,
-            config.constraint,
-            config.multiplier,
-            episode_length=episode_length,
-            seed=seed,
-            device=device,
+            obs_dim, action_dim, config, episode_length=episode_length, seed=seed, device=device
         )
         self.config = config
         shape = GaussianPolicyConfig(

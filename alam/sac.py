@@ -7,7 +7,7 @@ and with a multiplier fixed at 0.
 
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -50,12 +50,31 @@ def make_constraint(
     return Constraint(config, threshold=threshold)
 
 
+class LearnerConfig(Protocol):
+    """What the configuration of every agent has."""
+
+    @property
+    def critics(self) -> CriticConfig:
+        """Of reward and cost critics."""
+        ...
+
+    @property
+    def constraint(self) -> ConstraintConfig:
+        """What is constrained."""
+        ...
+
+    @property
+    def multiplier(self) -> MultiplierConfig:
+        """Of the multiplier."""
+        ...
+
+
 class ConstrainedLearner:
     """What every agent here holds besides its policy: critics, constraint, multiplier, generator.
 
     Args:
         obs_dim, action_dim: widths.
-        critics, constraint, multiplier: configurations.
+        config: of critics, constraint and multiplier.
         episode_length: horizon that ``cost_limit`` refers to, in steps.
         seed: of the initial weights and of the noise drawn in ``update``.
         device: of all parameters.
@@ -65,9 +84,7 @@ class ConstrainedLearner:
         self,
         obs_dim: int,
         action_dim: int,
-        critics: CriticConfig,
-        constraint: ConstraintConfig,
-        multiplier: MultiplierConfig,
+        config: LearnerConfig,
         *,
         episode_length: int,
         seed: int,
@@ -76,13 +93,14 @@ class ConstrainedLearner:
         self.obs_dim = obs_dim
         self.action_dim = action_dim
         self.initial = torch.Generator().manual_seed(seed)
+        critics, constraint = config.critics, config.constraint
         self.critics = SafeCritics(obs_dim, action_dim, critics, generator=self.initial).to(device)
         self.critics.build_optimizer()
         self.constraint = make_constraint(constraint, critics, episode_length=episode_length).to(
             device
         )
         self.multiplier: Multiplier = make_multiplier(
-            multiplier,
+            config.multiplier,
             obs_dim,
             penalty_coef=constraint.penalty_coef,
             generator=self.initial,
@@ -217,14 +235,7 @@ class SACAgent(GaussianLearner):
         device: torch.device | str = "cpu",
     ) -> None:
         super().__init__(
-            obs_dim,
-            action_dim,
-            config.critics,
-            config.constraint,
-            config.multiplier,
-            episode_length=episode_length,
-            seed=seed,
-            device=device,
+            obs_dim, action_dim, config, episode_length=episode_length, seed=seed, device=device
         )
         self.config = config
         policy = config.policy

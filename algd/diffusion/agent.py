@@ -73,14 +73,7 @@ class ALGDAgent(ConstrainedLearner):
         device: torch.device | str = "cpu",
     ) -> None:
         super().__init__(
-            obs_dim,
-            action_dim,
-            config.critics,
-            config.constraint,
-            config.multiplier,
-            episode_length=episode_length,
-            seed=seed,
-            device=device,
+            obs_dim, action_dim, config, episode_length=episode_length, seed=seed, device=device
         )
         self.config = config
         self.policy = make_policy(obs_dim, action_dim, config.policy, generator=self.initial).to(

@@ -72,7 +72,7 @@ def test_the_table_of_the_readme_comes_from_the_stored_runs(
     assert evidence.table(None) == 0
     lines = readme.read_text().splitlines()
     assert (lines[0], lines[-1], "old" in lines) == ("before", "after", False)
-    (row,) = (line for line in lines if "`fac`" in line)
+    (row,) = (line for line in lines if "| `fac` |" in line)
     last = evidence.as_run(evidence.stored_runs()[0]).metrics["eval/return"].values[-1]
     assert f"| 0 | 0k | {last:.1f} |" in row
 
@@ -81,3 +81,18 @@ def test_oscillation_counts_from_the_first_third_on() -> None:
     costs = Series(np.array([0, 30, 60, 90]), np.array([500.0, 10.0, 40.0, 25.0]))
     run = RunData(Path("run"), "run", {}, {"eval/cost": costs}, {})
     assert evidence.oscillation(run) == 45.0
+
+
+def _run_of(costs: list[float]) -> RunData:
+    steps = np.arange(len(costs)) * 10
+    return RunData(Path("a"), "a", {}, {"eval/cost": Series(steps, np.array(costs))}, {})
+
+
+def test_the_ratio_of_oscillations_is_of_geometric_means_with_welchs_interval() -> None:
+    ours = [_run_of([0.0, 0.0, step]) for step in (2.0, 8.0)]
+    theirs = [_run_of([0.0, 0.0, step]) for step in (16.0, 16.0, 16.0)]
+    middle, low, high = evidence.oscillation_ratio(ours, theirs)
+    assert middle == pytest.approx(0.25)
+    # One degree of freedom: log 2 times Student's 12.706 either way.
+    assert (low, high) == pytest.approx((0.25 * 2**-12.706, 0.25 * 2**12.706), rel=1e-3)
+    assert np.isnan(evidence.oscillation_ratio(ours[:1], theirs)[1])
