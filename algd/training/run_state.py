@@ -83,14 +83,15 @@ def restore_training(trainer: "Trainer", state: dict[str, Any]) -> None:
     trainer.recent_episodes.extend(tuple(row) for row in window["recent"])
     trainer.evaluations = state["evaluations"]
     trainer.best_safe = state["best_safe"]
+    dropped: list[int] = []
     if state["env"] is None:
-        trainer.obs = trainer.env.reset()
-        dropped = list(range(trainer.env.num_envs))
+        trainer.obs, restarted = trainer.env.reset(), range(trainer.env.num_envs)
     else:
         trainer.obs, dropped = trainer.env.restore(state["env"])
+        restarted = dropped
     if trainer.returns is not None:
-        trainer.returns.forget(dropped)
-    if dropped and state["env"] is not None:
+        trainer.returns.forget(restarted)
+    if dropped:
         trainer.dropped_episodes += len(dropped)
         _log.warning(
             "the running episodes of environments %s could not be repeated bit for bit here; "
