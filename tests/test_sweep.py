@@ -174,6 +174,7 @@ def test_the_interval_over_seeds_is_students() -> None:
     low, high = stats.t.interval(0.95, 2, loc=7 / 3, scale=stats.sem(values))
     assert found == pytest.approx((7 / 3, low, high))
     assert found.low == pytest.approx(-1.4612, abs=1e-4)
+    assert estimate([0.2, 0.4], ends=(0.0, 1.0))[1:] == (0.0, 1.0)
     single = estimate([3.0])
     assert single.mean == 3.0
     assert math.isnan(single.low)

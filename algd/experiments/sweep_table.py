@@ -23,6 +23,7 @@ from algd.training.durable_files import replace_durably
 
 CONFIDENCE = 0.95
 _EVALUATION = ("eval/return", "eval/cost", "eval/violation_rate")
+_ENDS = {"eval/cost": (0.0, math.inf), "eval/violation_rate": (0.0, 1.0)}  # of metrics with any
 _SHOWN_NAMES = 12  # of the metrics that runs log
 
 
@@ -117,7 +118,9 @@ def make_table(plan: SweepPlan) -> SweepTable:
         mine = [trial for trial in plan.trials if trial.setting == number]
         done = [runs[trial.run_dir] for trial in mine if trial.run_dir in runs]
         estimates = {
-            name: estimate(values) for name in metrics if (values := last_values(done, name))
+            name: estimate(values, ends=_ENDS.get(name, (-math.inf, math.inf)))
+            for name in metrics
+            if (values := last_values(done, name))
         }
         rows.append(Row(setting, len(done), len(mine), estimates))
     varied = tuple(
@@ -149,15 +152,17 @@ def last_values(runs: Sequence[RunData], name: str) -> list[float]:
     return [float(run.metrics[name].values[-1]) for run in runs if name in run.metrics]
 
 
-def estimate(values: Sequence[float]) -> Estimate:
-    """Return the mean and its Student interval at ``CONFIDENCE``."""
+def estimate(
+    values: Sequence[float], *, ends: tuple[float, float] = (-math.inf, math.inf)
+) -> Estimate:
+    """Return the mean and its Student interval at ``CONFIDENCE``, cut at the metric's ``ends``."""
     count = len(values)
     mean = math.fsum(values) / count
     if count < 2:
         return Estimate(mean, math.nan, math.nan)
     variance = math.fsum((value - mean) ** 2 for value in values) / (count - 1)
     half = student_quantile(count - 1) * math.sqrt(variance / count)
-    return Estimate(mean, mean - half, mean + half)
+    return Estimate(mean, max(mean - half, ends[0]), min(mean + half, ends[1]))
 
 
 def student_quantile(degrees: int) -> float:
