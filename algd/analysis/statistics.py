@@ -92,7 +92,7 @@ def bootstrap_interval(
         seed=seed,
     )
     estimate = float(np.mean([interquartile_mean(scores) for scores in strata]))
-    return Interval(estimate, max(float(low[0]), bounds[0]), min(float(high[0]), bounds[1]))
+    return _cut(estimate, float(low[0]), float(high[0]), bounds)
 
 
 def bootstrap_band(
@@ -156,12 +156,21 @@ def _student_band(strata: Strata, confidence: float) -> tuple[np.ndarray, np.nda
     return middle - half, middle + half
 
 
-def mean_interval(strata: Strata, *, confidence: float = _CONFIDENCE) -> Interval:
+def mean_interval(
+    strata: Strata,
+    *,
+    confidence: float = _CONFIDENCE,
+    bounds: tuple[float, float] = (-np.inf, np.inf),
+) -> Interval:
     """Return the mean, averaged over tasks, with Student's interval from the spread inside tasks.
 
     Args:
         strata: scores (n,) of each task; empty ones are passed over.
         confidence: of the two-sided interval.
+        bounds: what scores can be at all; the interval is cut there.
+
+    Returns:
+        The interval; its ends are NaN where no task has two runs, the estimate where none has one.
     """
     _check(confidence, 1)
     strata = _filled(strata)
@@ -169,7 +178,7 @@ def mean_interval(strata: Strata, *, confidence: float = _CONFIDENCE) -> Interva
         return UNKNOWN
     estimate = float(np.mean([scores.mean() for scores in strata]))
     half = float(_student_half(strata, confidence))
-    return Interval(estimate, estimate - half, estimate + half)
+    return _cut(estimate, estimate - half, estimate + half, bounds)
 
 
 def share_interval(strata: Strata, *, confidence: float = _CONFIDENCE) -> Interval:
@@ -233,6 +242,10 @@ def _wilson(share: float, k: float) -> Interval:
     half = float(np.sqrt(k * share * (1.0 - share) + 0.25 * k**2)) / (1.0 + k)
     # At 0 and 1 the end coincides with the share but for rounding.
     return Interval(share, min(share, max(0.0, middle - half)), max(share, min(1.0, middle + half)))
+
+
+def _cut(estimate: float, low: float, high: float, bounds: tuple[float, float]) -> Interval:
+    return Interval(estimate, max(low, bounds[0]), min(high, bounds[1]))
 
 
 def _filled(strata: Strata) -> list[np.ndarray]:

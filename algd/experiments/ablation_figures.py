@@ -133,9 +133,9 @@ def _draw_panel(axis: Axis, panel: Any, rows: Sequence[Row], *, last: bool) -> N
         if not names:
             continue
         values = [by_name[name].value for name in names]
-        means = [value.mean for value in values]
-        below = np.nan_to_num([value.mean - value.low for value in values])
-        above = np.nan_to_num([value.high - value.mean for value in values])
+        means = [value.estimate for value in values]
+        below = np.nan_to_num([value.estimate - value.low for value in values])
+        above = np.nan_to_num([value.high - value.estimate for value in values])
         shift = 0.08 * (index - 0.5 * (len(groups) - 1))
         panel.errorbar(
             [places[name] + shift for name in names],
@@ -151,7 +151,7 @@ def _draw_panel(axis: Axis, panel: Any, rows: Sequence[Row], *, last: bool) -> N
     reference = by_name.get(axis.reference)
     if reference is not None:
         panel.axhline(
-            reference.value.mean,
+            reference.value.estimate,
             color=BLACK,
             linewidth=0.6,
             linestyle=":",

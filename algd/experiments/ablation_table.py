@@ -14,65 +14,39 @@ from typing import Literal
 
 import numpy as np
 
+from algd.analysis.statistics import Interval, mean_interval
 from algd.experiments.ablation import Axis
 from algd.experiments.ablation_measures import CLAIMS, MEASURES, Measure
 from algd.experiments.ablation_run import CellResult
 
-_LEVEL = 0.95
 _AS_RATIO = ("multiplier_tv", "cost_tv")  # oscillations: told as ratios, too
 _KEYS = ("task", "variant", "measure", "seeds")
 Verdict = Literal["better", "worse", "no difference", "unknown", "reference"]
 
 
 @dataclass(frozen=True)
-class Interval:
-    """A mean and the ends of its interval, NaN below two values."""
-
-    mean: float
-    low: float
-    high: float
-    count: int
-
-
-@dataclass(frozen=True)
 class Row:
-    """One measure of one variant on one task; ``difference`` is from the reference, paired."""
+    """One measure of one variant on one task.
+
+    value: over ``num_seeds`` seeds. difference: from the reference, over the ``num_pairs`` seeds
+    that both have.
+    """
 
     task: str
     variant: str
     measure: Measure
+    num_seeds: int
     value: Interval
+    num_pairs: int
     difference: Interval
     verdict: Verdict
 
     @property
     def ratio(self) -> float:
         """Mean over the reference's mean on the same seeds; NaN where that is 0 or unknown."""
-        base = self.value.mean - self.difference.mean
-        paired = self.difference.count == self.value.count
-        return self.value.mean / base if paired and base != 0.0 else math.nan
-
-
-def _ends(interval: Interval) -> tuple[float, float, float]:
-    return interval.mean, interval.low, interval.high
-
-
-def student_interval(
-    values: Sequence[float], ends: tuple[float, float] = (-math.inf, math.inf)
-) -> Interval:
-    """Return the mean of independent values with its 95 % interval.
-
-    Of values that lie between ``ends`` the mean does, too, and the interval ends there.
-    """
-    from scipy.stats import t
-
-    count = len(values)
-    mean = float(np.mean(values)) if count else math.nan
-    if count < 2:
-        return Interval(mean, math.nan, math.nan, count)
-    spread = float(np.std(values, ddof=1)) / math.sqrt(count)
-    half = float(t.ppf(0.5 + _LEVEL / 2, count - 1)) * spread
-    return Interval(mean, max(mean - half, ends[0]), min(mean + half, ends[1]), count)
+        base = self.value.estimate - self.difference.estimate
+        paired = self.num_pairs == self.num_seeds
+        return self.value.estimate / base if paired and base != 0.0 else math.nan
 
 
 def tabulate(axis: Axis, results: Sequence[CellResult]) -> list[Row]:
@@ -90,15 +64,20 @@ def tabulate(axis: Axis, results: Sequence[CellResult]) -> list[Row]:
                 found = values.get((task, variant.name, measure.name))
                 if found is None:
                     continue
-                pairs = [found[seed] - base[seed] for seed in sorted(found) if seed in base]
-                difference = student_interval(pairs)
+                scores = np.array([found[seed] for seed in sorted(found)])
+                pairs = np.array(
+                    [found[seed] - base[seed] for seed in sorted(found) if seed in base]
+                )
+                difference = mean_interval([pairs])
                 own = variant.name == axis.reference
                 rows.append(
                     Row(
                         task,
                         variant.name,
                         measure,
-                        student_interval([found[seed] for seed in sorted(found)], measure.ends),
+                        len(scores),
+                        mean_interval([scores], bounds=measure.ends),
+                        len(pairs),
                         difference,
                         "reference" if own else _verdict(measure, difference),
                     )
@@ -118,8 +97,8 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
         for row in rows:
             value, change = row.value, row.difference
             writer.writerow(
-                [row.task, row.variant, row.measure.name, value.count]
-                + [f"{number!r}" for interval in (value, change) for number in _ends(interval)]
+                [row.task, row.variant, row.measure.name, row.num_seeds]
+                + [f"{number!r}" for interval in (value, change) for number in interval]
                 + [f"{row.ratio!r}", row.verdict]
             )
 
@@ -178,7 +157,7 @@ def _task_table(axis: Axis, rows: list[Row]) -> list[str]:
 
 def _cell_text(row: Row) -> str:
     value = row.value
-    text = f"{value.mean:.3g}"
+    text = f"{value.estimate:.3g}"
     if not math.isnan(value.low):
         text += f" [{value.low:.3g}, {value.high:.3g}]"
     mark = {"better": " (+)", "worse": " (-)"}.get(row.verdict)
@@ -190,7 +169,7 @@ def _difference_text(row: Row) -> str:
     if math.isnan(change.low):
         return row.variant
     times = f", x {row.ratio:.2g}" if row.measure.name in _AS_RATIO else ""
-    return f"{row.variant} ({change.mean:+.2g} [{change.low:.2g}, {change.high:.2g}]{times})"
+    return f"{row.variant} ({change.estimate:+.2g} [{change.low:.2g}, {change.high:.2g}]{times})"
 
 
 def _verdict(measure: Measure, difference: Interval) -> Verdict:
@@ -198,4 +177,4 @@ def _verdict(measure: Measure, difference: Interval) -> Verdict:
         return "unknown"
     if difference.low <= 0.0 <= difference.high or measure.better == "neither":
         return "no difference"
-    return "better" if (difference.mean > 0) == (measure.better == "higher") else "worse"
+    return "better" if (difference.estimate > 0) == (measure.better == "higher") else "worse"

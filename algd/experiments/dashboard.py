@@ -8,7 +8,6 @@ import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -136,9 +135,7 @@ def thinned(curve: Series, points: int) -> Series:
 
 
 def _group_table(groups: Sequence[Group]) -> tuple[list[str], list[dict[str, Any]]]:
-    """Return headings and rows of `algd compare`; nothing where it cannot be computed."""
-    if find_spec("scipy") is None:
-        return [], []
+    """Return headings and rows of `algd compare`."""
     evaluated = [run for group in groups for run in group.runs if not why_not_summarised(run)]
     usable, _ = drop_repeated(evaluated)
     parts = [

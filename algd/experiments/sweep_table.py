@@ -10,8 +10,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
+import numpy as np
+
+from algd.analysis.statistics import UNKNOWN, Interval, mean_interval
 from algd.errors import ConfigError
 from algd.experiments.run_data import RunData, read_runs
 from algd.experiments.schema import did_you_mean, nearest
@@ -21,18 +23,10 @@ from algd.experiments.sweep_plan import Setting, SweepPlan, as_text
 from algd.experiments.text_table import aligned
 from algd.training.durable_files import replace_durably
 
-CONFIDENCE = 0.95
 _EVALUATION = ("eval/return", "eval/cost", "eval/violation_rate")
-_ENDS = {"eval/cost": (0.0, math.inf), "eval/violation_rate": (0.0, 1.0)}  # of metrics with any
+_BOUNDS = {"eval/cost": (0.0, math.inf), "eval/violation_rate": (0.0, 1.0)}
+_NO_BOUNDS = (-math.inf, math.inf)
 _SHOWN_NAMES = 12  # of the metrics that runs log
-
-
-class Estimate(NamedTuple):
-    """Mean over seeds and its interval; NaN bounds where one seed alone allows none."""
-
-    mean: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -42,7 +36,7 @@ class Row:
     setting: Setting
     complete: int
     seeds: int
-    estimates: dict[str, Estimate]
+    estimates: dict[str, Interval]
 
 
 @dataclass(frozen=True)
@@ -67,7 +61,7 @@ class SweepTable:
         if self.goal is None or not rows:
             return None
         name, sign = self.goal.name, -1.0 if self.goal.goal == "maximize" else 1.0
-        return min(rows, key=lambda row: sign * row.estimates[name].mean)
+        return min(rows, key=lambda row: sign * row.estimates[name].estimate)
 
     def write_csv(self, path: Path) -> None:
         """Write one line per setting; an unknown number is an empty field."""
@@ -77,11 +71,10 @@ class SweepTable:
         writer.writerow([*self.varied, "complete", "seeds", *bounds])
         for row in self.rows:
             values = [as_text(row.setting.values[key]) for key in self.varied]
-            missing = Estimate(math.nan, math.nan, math.nan)
             numbers = [
                 "" if math.isnan(number) else repr(number)
                 for name in self.metrics
-                for number in row.estimates.get(name, missing)
+                for number in row.estimates.get(name, UNKNOWN)
             ]
             writer.writerow([*values, row.complete, row.seeds, *numbers])
         replace_durably(path, text.getvalue().encode())
@@ -89,7 +82,7 @@ class SweepTable:
     def text(self) -> str:
         """Return the table for a terminal; the best row bears a star."""
         best = self.best()
-        header = [*self.varied, "seeds", *(f"{name} ({CONFIDENCE:.0%})" for name in self.metrics)]
+        header = [*self.varied, "seeds", *(f"{name} (95%)" for name in self.metrics)]
         lines = [header]
         for row in self.rows:
             values = [as_text(row.setting.values[key]) for key in self.varied]
@@ -102,7 +95,7 @@ class SweepTable:
 
     def _known(self, row: Row) -> bool:
         estimate = None if self.goal is None else row.estimates.get(self.goal.name)
-        return estimate is not None and not math.isnan(estimate.mean)
+        return estimate is not None and not math.isnan(estimate.estimate)
 
 
 def make_table(plan: SweepPlan) -> SweepTable:
@@ -118,7 +111,7 @@ def make_table(plan: SweepPlan) -> SweepTable:
         mine = [trial for trial in plan.trials if trial.setting == number]
         done = [runs[trial.run_dir] for trial in mine if trial.run_dir in runs]
         estimates = {
-            name: estimate(values, ends=_ENDS.get(name, (-math.inf, math.inf)))
+            name: mean_interval([np.array(values)], bounds=_BOUNDS.get(name, _NO_BOUNDS))
             for name in metrics
             if (values := last_values(done, name))
         }
@@ -152,50 +145,9 @@ def last_values(runs: Sequence[RunData], name: str) -> list[float]:
     return [float(run.metrics[name].values[-1]) for run in runs if name in run.metrics]
 
 
-def estimate(
-    values: Sequence[float], *, ends: tuple[float, float] = (-math.inf, math.inf)
-) -> Estimate:
-    """Return the mean and its Student interval at ``CONFIDENCE``, cut at the metric's ``ends``."""
-    count = len(values)
-    mean = math.fsum(values) / count
-    if count < 2:
-        return Estimate(mean, math.nan, math.nan)
-    variance = math.fsum((value - mean) ** 2 for value in values) / (count - 1)
-    half = student_quantile(count - 1) * math.sqrt(variance / count)
-    return Estimate(mean, max(mean - half, ends[0]), min(mean + half, ends[1]))
-
-
-def student_quantile(degrees: int) -> float:
-    """Return t with P(|T| <= t) = ``CONFIDENCE`` for T of Student's law with whole degrees."""
-    low, high = 0.0, 1.0
-    while _student_inside(high, degrees) < CONFIDENCE:
-        high *= 2
-    while high - low > 1e-12 * high:
-        middle = (low + high) / 2
-        low, high = (
-            (middle, high) if _student_inside(middle, degrees) < CONFIDENCE else (low, middle)
-        )
-    return (low + high) / 2
-
-
-def _student_inside(t: float, degrees: int) -> float:
-    """Return P(|T| <= t), a finite sum (Abramowitz and Stegun, 26.7.3 and 26.7.4)."""
-    angle = math.atan(t / math.sqrt(degrees))
-    sine, cosine = math.sin(angle), math.cos(angle)
-    odd = degrees % 2
-    term = cosine if odd else 1.0
-    total = 0.0
-    for k in range(1 + odd, degrees, 2):
-        total += term
-        term *= cosine**2 * k / (k + 1)
-    if not odd:
-        return sine * total
-    return 2 / math.pi * (angle + sine * total)
-
-
-def _shown(value: Estimate | None) -> str:
-    if value is None or math.isnan(value.mean):
+def _shown(value: Interval | None) -> str:
+    if value is None or math.isnan(value.estimate):
         return "-"
     if math.isnan(value.low):
-        return f"{value.mean:.3f}"
-    return f"{value.mean:.3f} [{value.low:.3f}, {value.high:.3f}]"
+        return f"{value.estimate:.3f}"
+    return f"{value.estimate:.3f} [{value.low:.3f}, {value.high:.3f}]"

@@ -149,6 +149,7 @@ def markdown(comparisons: Sequence[Comparison]) -> str:
     for comparison in comparisons:
         ascent = [row.group.runs for row in comparison.rows if row.group.label == DUAL_ASCENT]
         for row in comparison.rows:
+            restlessness = np.array([oscillation(run) for run in row.group.runs])
             steps = {one.final_step for one in row.summaries}
             cells = [
                 comparison.env_id,
@@ -164,7 +165,7 @@ def markdown(comparisons: Sequence[Comparison]) -> str:
                         ("training_violations", 2),
                     )
                 ),
-                _interval(_restlessness(row.group.runs), 0),
+                _interval(mean_interval([restlessness], bounds=(0.0, math.inf)), 0),
                 _interval(oscillation_ratio(row.group.runs, ascent[0]), 2)
                 if ascent and row.group.label != DUAL_ASCENT
                 else "",
@@ -178,12 +179,6 @@ def oscillation(run: RunData) -> float:
     costs = run.metrics["eval/cost"]
     late = costs.steps >= costs.steps[-1] / 3
     return float(np.abs(np.diff(costs.values[late])).sum())
-
-
-def _restlessness(runs: Sequence[RunData]) -> tuple[float, float, float]:
-    """Return the mean oscillation of runs and the ends of its interval; none is below 0."""
-    mean, low, high = mean_interval([np.array([oscillation(run) for run in runs])])
-    return mean, max(low, 0.0), high
 
 
 def oscillation_ratio(

@@ -35,10 +35,6 @@ def run(arguments: list[str]) -> int:
     )
     options = parser.parse_args(arguments)
     keys = [key.strip() for given in options.by for key in given.split(",") if key.strip()]
-    try:
-        import scipy.special  # noqa: F401 - asked for now, not after minutes of reading
-    except ImportError as error:
-        raise UserError("algd compare needs scipy; pip install 'algd[lab]'") from error
     from algd.experiments.compare import compare, usable_runs
     from algd.experiments.compare_groups import group_runs
     from algd.experiments.compare_tables import legend, terminal_table
