@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from algd.errors import CheckpointError
 from algd.training import wandb_run
 from algd.training.csv_table import CsvTable
+from algd.training.metric_window import MetricWindow
 from algd.training.progress import Progress, SpeedMeter
 from algd.training.tracking import Tracker, TrackingConfig
 from algd.training.video import write_video
@@ -572,6 +573,20 @@ def test_the_remaining_time_is_what_is_left_at_the_recent_speed() -> None:
     assert minutes * 60 + seconds == pytest.approx((1000 - step) / 0.5, rel=0.02)
 
 
+def test_steps_before_the_first_update_say_nothing_about_the_rest() -> None:
+    stream, clock = io.StringIO(), Clock()
+    progress = Progress(2000, cost_limit=25.0, stream=stream, clock=clock)
+    for step in range(1, 1101):
+        clock.now += 0.001 if step <= 1000 else 0.5
+        if progress.update(step, max(0, step - 1000)):
+            progress.draw(episode_return=None, cost=None, multiplier=None)
+    lines = stream.getvalue().splitlines()
+    warming = [line for line in lines if " 0.0 updates/s" in line]
+    assert len(warming) > 5
+    assert all("-:-- left" in line for line in warming)
+    assert "1061/2000 steps, 2.0 steps/s, 2.0 updates/s, 7:50 left" in lines[-1]
+
+
 @pytest.mark.parametrize(("columns", "bar"), [(60, False), (100, False), (130, True)])
 def test_a_terminal_gets_one_line_redrawn_in_place(
     columns: int, bar: bool, monkeypatch: pytest.MonkeyPatch
@@ -620,6 +635,16 @@ def test_the_tracker_shows_return_cost_and_multiplier(
     )
     tracker.close()
     assert "return 1.50, cost 30.00/25, multiplier 0.25" in capsys.readouterr().err
+
+
+def test_the_multiplier_of_the_last_row_is_shown_where_no_update_came_since(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tracker = make_tracker(tmp_path, progress=True)
+    tracker.log(500, {"train/multiplier": 0.75})
+    tracker.progress(env_step=500, num_updates=10, episodes=[], multiplier=MetricWindow())
+    tracker.close()
+    assert "multiplier 0.75" in capsys.readouterr().err
 
 
 # Video

@@ -2,7 +2,8 @@
 
 In: counters after each step. Out: text on stderr. On a terminal the line is redrawn in place;
 elsewhere (a log file, a pipe) a plain line is printed rarely. Speeds and the remaining time come
-from a recent stretch of wall-clock time with everything in it, evaluation and saving included.
+from a recent stretch of wall-clock time with everything in it, evaluation and saving included; not
+from before the first update, when steps are many times as fast.
 """
 
 import logging
@@ -23,7 +24,7 @@ _BAR_WIDTH = 20
 
 
 class SpeedMeter:
-    """Steps and updates per second over the last two minutes of wall-clock time."""
+    """Steps and updates per second over the last two minutes, or since the first update."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -32,6 +33,8 @@ class SpeedMeter:
     def update(self, env_step: int, num_updates: int) -> None:
         """Note the counters now."""
         now = self._clock()
+        if self._samples and num_updates > 0 == self._samples[-1][2]:
+            self._samples = deque([self._samples[-1]])
         spacing = _WINDOW_SECONDS / _WINDOW_SAMPLES
         if len(self._samples) > 1 and now - self._samples[-2][0] < spacing:
             self._samples.pop()  # the newest sample moves on until it is far enough from the last
@@ -77,6 +80,7 @@ class Progress:
         self._enabled = enabled
         self._redraws = enabled and self._stream.isatty()
         self._env_step = 0
+        self._num_updates = 0
         self._last_line_step: int | None = None
         self._last_time = -float("inf")
         self._shown = False
@@ -88,6 +92,7 @@ class Progress:
     def update(self, env_step: int, num_updates: int) -> bool:
         """Note the counters; True when a line is due, for which ``draw`` wants the values."""
         self._env_step = env_step
+        self._num_updates = num_updates
         self._meter.update(env_step, num_updates)
         if not self._enabled:
             return False
@@ -141,7 +146,8 @@ class Progress:
     ) -> str:
         fraction = min(self._env_step / self.total_steps, 1.0)
         steps, updates = self.speeds()
-        left = (self.total_steps - self._env_step) / steps if steps > 0 else None
+        known = steps > 0 and self._num_updates > 0
+        left = (self.total_steps - self._env_step) / steps if known else None
         return (
             f"{fraction:4.0%} {self._env_step}/{self.total_steps} steps, {_speed(steps)} steps/s, "
             f"{_speed(updates)} updates/s, {_duration(left)} left, "

@@ -27,6 +27,7 @@ from algd.training.wandb_run import WandbRun, choose_mode
 
 _log = logging.getLogger(__name__)
 _TIME = "time/"
+_MULTIPLIER = "train/multiplier"
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,7 @@ class Tracker:
         speeds = {"time/steps_per_second": steps, "time/updates_per_second": updates}
         self.log_time(env_step, speeds | {name: row[name] for name in row.keys() - exact.keys()})
         self._newest_step = max(self._newest_step, env_step)
+        self._multiplier = exact.get(_MULTIPLIER, self._multiplier)
         if exact:
             self._metrics.append({"env_step": env_step, **exact})
         self._send(env_step, exact)
@@ -249,11 +251,12 @@ class Tracker:
         Args:
             env_step, num_updates: counters.
             episodes: (return, cost) of the last few finished episodes.
-            multiplier: holds the mean of ``train/multiplier``.
+            multiplier: holds the mean of ``train/multiplier`` since the last row; without an update
+                since then that of the row is shown.
         """
         if not self._progress.update(env_step, num_updates):
             return
-        self._multiplier = multiplier.means().get("train/multiplier", self._multiplier)
+        self._multiplier = multiplier.means().get(_MULTIPLIER, self._multiplier)
         means = np.mean(list(episodes), axis=0) if episodes else (None, None)
         self._progress.draw(episode_return=means[0], cost=means[1], multiplier=self._multiplier)
 
