@@ -86,42 +86,47 @@ _FINITE = {
     "critics.discount": 0.9,
     "critics.cost_discount": 0.0,
 }
-# Hard safety: with a limit of 0 a multiplier never falls, and holds the sum of what its state was
-# charged. Episodes are finite and observe their step: undiscounted critics pose the problem that
-# the dynamic programme solves. A step moves the mass by 1 cm: rectified critics of some width, on
-# standardised observations, resolve the obstacle's edge. The policy cools over some 20,000 updates:
-# multipliers are to foresee uniform actions, and learn it while the policy resembles them. The
-# bound leaves states that are lost anyway out of the regression's range.
+# Hard safety: with a limit of 0 a multiplier never falls, and holds the sum of the risks that its
+# state was charged. Critics of the probability of a collision charge each state alike, a count of
+# steps inside charges early ones more. Episodes are finite and observe their step: undiscounted
+# critics pose the problem that the dynamic programme solves. A step moves the mass by 1 cm: rectified
+# critics on standardised observations resolve the obstacle's edge, and three layers of 128 fit the
+# exact multipliers of algd.analysis.corridor_dual to an AUROC of 0.955 where two reach 0.933. The
+# policy cools over some 20,000 updates: multipliers are to foresee uniform actions, of which half of
+# the replay is made, and learn it while the policy resembles them.
+_CORRIDOR_WIDTHS = [128, 128, 128]
 _CORRIDOR = {
     "env.id": "AnalyticCorridor-v0",
     "constraint.cost_limit": 0.0,
     "constraint.unit": "raw",
-    "critics.hidden": [256, 256],
+    "critics.hidden": _CORRIDOR_WIDTHS,
     "critics.cost_activation": "relu",
+    "critics.cost_target": "reachability",
     "critics.discount": 1.0,
     "critics.cost_discount": 1.0,
     "critics.learning_rate": 2e-3,
-    "policy.hidden": [128, 128],
+    "policy.hidden": _CORRIDOR_WIDTHS,
     "policy.learning_rate": 4e-4,
-    "multiplier.multiplier_max": 15.0,
+    "multiplier.multiplier_max": 150.0,
     "train.batch_size": 128,
     "train.updates_per_step": 0.25,
-    "train.learning_starts": 40_000,
+    "train.learning_starts": 160_000,
     "train.final_learning_rate": 0.02,
     "train.normalize_obs": True,
 }
+_CORRIDOR_NETWORK = {"multiplier.hidden": _CORRIDOR_WIDTHS, "multiplier.output": "squared"}
 _CORRIDOR_OF_KIND: dict[str, Overrides] = {
     "gaussian": {
         "policy.entropy_coef": "auto",
-        "policy.initial_entropy_coef": 10.0,
+        "policy.initial_entropy_coef": 20.0,
         "policy.target_entropy": -3.5,
     },
-    "statewise_dual": {"multiplier.hidden": [128, 128]},
-    "statewise_alam": {
-        "multiplier.hidden": [128, 128],
+    "statewise_dual": _CORRIDOR_NETWORK,
+    "statewise_alam": _CORRIDOR_NETWORK
+    | {
         "multiplier.learning_rate": 2e-3,
-        "multiplier.dual_target_interval": 500,
-        "multiplier.penalty_coef": 0.1,
+        "multiplier.dual_target_interval": 1000,
+        "multiplier.penalty_coef": 2.0,
     },
 }
 # No critic has to keep up: the rate may be high, since it falls to 0 over the training.
