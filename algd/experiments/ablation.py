@@ -89,11 +89,11 @@ _FINITE = {
 # Hard safety: with a limit of 0 a multiplier never falls, and holds the sum of the risks that its
 # state was charged. Critics of the probability of a collision charge each state alike, a count of
 # steps inside charges early ones more. Episodes are finite and observe their step: undiscounted
-# critics pose the problem that the dynamic programme solves. A step moves the mass by 1 cm: rectified
-# critics on standardised observations resolve the obstacle's edge, and three layers of 128 fit the
-# exact multipliers of algd.analysis.corridor_dual to an AUROC of 0.955 where two reach 0.933. The
-# policy cools over some 20,000 updates: multipliers are to foresee uniform actions, of which half of
-# the replay is made, and learn it while the policy resembles them.
+# critics pose the problem that the dynamic programme solves. A step moves the mass by 1 cm:
+# rectified critics on standardised observations resolve the obstacle's edge, and three layers of
+# 128 fit the exact multipliers of algd.analysis.corridor_dual to an AUROC of 0.955 where two reach
+# 0.933. The policy cools over some 20,000 updates: multipliers are to foresee uniform actions, of
+# which half of the replay is made, and learn it while the policy resembles them.
 _CORRIDOR_WIDTHS = [128, 128, 128]
 _CORRIDOR = {
     "env.id": "AnalyticCorridor-v0",
