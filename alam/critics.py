@@ -107,12 +107,28 @@ def _spread(values: Float[Tensor, "E ..."]) -> tuple[Tensor, Tensor, Tensor]:
     return mean, deviation, (variance + _VARIANCE_FLOOR).sqrt()
 
 
+def _is_mean(values: Float[Tensor, "E ..."], coef: float) -> bool:
+    return len(values) == 1 or coef == 0.0
+
+
 def _pessimistic(values: Float[Tensor, "E ..."], coef: float) -> Tensor:
     """Return mean + coef * standard deviation over the members."""
-    if len(values) == 1 or coef == 0.0:
+    if _is_mean(values, coef):
         return values.mean(0)
     mean, _, std = _spread(values)
     return mean + coef * std
+
+
+def _pessimistic_with_weights(
+    values: Float[Tensor, "E ..."], coef: float
+) -> tuple[Tensor, Float[Tensor, "E ..."]]:
+    """Return what ``_pessimistic`` returns, and its derivative by each member."""
+    weight = torch.full_like(values, 1 / len(values))
+    if _is_mean(values, coef):
+        return values.mean(0), weight
+    mean, deviation, std = _spread(values)
+    weight += coef / (len(values) - 1) * deviation / std
+    return mean + coef * std, weight
 
 
 class SafeCritics(nn.Module):
@@ -179,13 +195,7 @@ class SafeCritics(nn.Module):
         # Where both agree, each counts half, as in the gradient of ``amin``.
         share = smaller / smaller.sum(0)
         members = self.cost.slopes(obs, action)
-        weight = torch.full_like(members.value, 1 / len(members.value))
-        if self.config.num_cost_critics > 1 and self.config.cost_pessimism != 0.0:
-            q_cost, deviation, std = _spread(members.value)
-            q_cost = q_cost + self.config.cost_pessimism * std
-            weight += self.config.cost_pessimism / (len(deviation) - 1) * deviation / std
-        else:
-            q_cost = members.value.mean(0)
+        q_cost, weight = _pessimistic_with_weights(members.value, self.config.cost_pessimism)
         return (
             Slopes(q_reward, (share.unsqueeze(-1) * twins.slope).sum(0)),
             Slopes(q_cost, (weight.unsqueeze(-1) * members.slope).sum(0)),
