@@ -277,7 +277,7 @@ def test_an_unknown_preset_offers_the_nearest() -> None:
         ConfigError, match="'sac_lagg' is neither a file nor a preset; did you mean"
     ):
         load_config(["sac_lagg"])
-    with pytest.raises(ConfigError, match="the presets are algd, algd_plain, algd_point_goal"):
+    with pytest.raises(ConfigError, match="the presets are algd, algd_fast, algd_plain"):
         load_config(["zzzzzz"])
 
 
@@ -556,6 +556,7 @@ def test_the_default_preset_is_the_default() -> None:
     ("name", "policy", "multiplier", "augmented"),
     [
         ("algd_point_goal", "diffusion", "statewise_alam", True),
+        ("algd_fast", "diffusion", "statewise_alam", True),
         ("algd_scalar", "diffusion", "scalar_dual", True),
         ("algd_plain", "diffusion", "statewise_alam", False),
         ("sac_alam", "gaussian", "statewise_alam", True),
