@@ -129,9 +129,11 @@ def _draw_panel(axis: Axis, panel: Any, rows: Sequence[Row], *, last: bool) -> N
     }
     groups = list(dict.fromkeys(variant.group for variant in axis.variants))
     for index, group in enumerate(groups):
-        names = [v.name for v in axis.variants if v.group == group and v.name in by_name]
-        if not names:
+        members = [v for v in axis.variants if v.group == group and v.name in by_name]
+        if not members:
             continue
+        names = [v.name for v in members]
+        on_a_scale = len(members) > 1 and all(v.position is not None for v in members)
         values = [by_name[name].value for name in names]
         means = [value.estimate for value in values]
         below = np.nan_to_num([value.estimate - value.low for value in values])
@@ -141,7 +143,7 @@ def _draw_panel(axis: Axis, panel: Any, rows: Sequence[Row], *, last: bool) -> N
             [places[name] + shift for name in names],
             means,
             yerr=(below, above),
-            fmt="o-" if len(names) > 1 else "s",
+            fmt="o-" if on_a_scale else "s",
             markersize=3,
             linewidth=0.8,
             capsize=2,
