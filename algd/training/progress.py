@@ -80,7 +80,6 @@ class Progress:
         self._enabled = enabled
         self._redraws = enabled and self._stream.isatty()
         self._env_step = 0
-        self._num_updates = 0
         self._last_line_step: int | None = None
         self._last_time = -float("inf")
         self._shown = False
@@ -92,7 +91,6 @@ class Progress:
     def update(self, env_step: int, num_updates: int) -> bool:
         """Note the counters; True when a line is due, for which ``draw`` wants the values."""
         self._env_step = env_step
-        self._num_updates = num_updates
         self._meter.update(env_step, num_updates)
         if not self._enabled:
             return False
@@ -146,8 +144,7 @@ class Progress:
     ) -> str:
         fraction = min(self._env_step / self.total_steps, 1.0)
         steps, updates = self.speeds()
-        known = steps > 0 and self._num_updates > 0
-        left = (self.total_steps - self._env_step) / steps if known else None
+        left = (self.total_steps - self._env_step) / steps if steps > 0 < updates else None
         return (
             f"{fraction:4.0%} {self._env_step}/{self.total_steps} steps, {_speed(steps)} steps/s, "
             f"{_speed(updates)} updates/s, {_duration(left)} left, "

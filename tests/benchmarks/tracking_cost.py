@@ -1,7 +1,7 @@
 """What tracking takes of a training run with W&B offline: measured inside one run of the main job.
 
-    OMP_NUM_THREADS=1 python -m tests.benchmarks.tracking_cost --steps 6000
-    OMP_NUM_THREADS=1 python -m tests.benchmarks.tracking_cost --steps 8500 --alternate
+    OMP_NUM_THREADS=1 python -m tests.benchmarks.tracking_cost --steps 16000
+    OMP_NUM_THREADS=1 python -m tests.benchmarks.tracking_cost --steps 14500 --alternate
 
 In: the shipped configuration of the main job, cut short. Out: a line per call, and two shares.
 
