@@ -1,6 +1,7 @@
 """Sweeps: nothing is lost, repeated or hidden, however they are interrupted."""
 
 import csv
+import math
 import shutil
 import signal
 from collections.abc import Sequence
@@ -178,6 +179,17 @@ def test_the_table_holds_the_last_evaluation_and_counts_what_is_missing(tmp_path
     assert float(rows[0]["eval/return/low"]) == first.estimates["eval/return"].low
     assert rows[0]["eval/violation_rate"] == ""
     assert [line[0] for line in table.text().splitlines()] == [" ", " ", "*"]
+
+
+def test_no_interval_of_costs_reaches_below_0_and_one_seed_has_none(tmp_path: Path) -> None:
+    plan = small_plan(tmp_path)
+    for trial in plan.trials:
+        if trial.setting == 0 or trial.seed == 0:
+            pretend(trial, returns=3.0, cost=10.0 * trial.seed)
+    first, single = make_table(plan).rows
+    assert first.estimates["eval/cost"] == pytest.approx((10.0, 0.0, 34.8414), abs=1e-4)
+    estimate, low, high = single.estimates["eval/return"]
+    assert (estimate, math.isnan(low), math.isnan(high)) == (3.0, True, True)
 
 
 def test_an_unreadable_run_is_named_and_fails_the_sweep(
