@@ -20,6 +20,7 @@ from algd.environments.analytic_corridor import (
 )
 
 Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
 Act = Callable[[NDArray[np.float32]], NDArray[np.floating]]
 """Observations (N, 3), raw, -> actions (N, 1) in [-1, 1]."""
 
@@ -29,12 +30,13 @@ class CorridorEpisodes:
     """One episode per start.
 
     starts: (N,) lateral positions, metres. returns: (N,) reward per episode. collisions: (N,)
-    steps that cost.
+    steps that cost. above: (N,) whether the obstacle was passed on the side of larger y.
     """
 
     starts: Floats
     returns: Floats
     collisions: Floats
+    above: Bools
 
     @property
     def violation_rate(self) -> float:
@@ -53,13 +55,33 @@ def even_starts(count: int) -> Floats:
 
 def drive(task: CorridorTask, act: Act, starts: Floats) -> CorridorEpisodes:
     """Run one episode from rest at each start (metres)."""
+
+    def choose(step: int, lateral: Floats, velocity: Floats) -> Floats:
+        pairs = zip(lateral, velocity, strict=True)
+        obs = np.stack([task.observation(step, *pair) for pair in pairs])
+        return np.asarray(act(obs), dtype=np.float64)[:, 0]
+
+    return _drive(task, choose, starts)
+
+
+def drive_safe_optimum(solution: CorridorSolution, starts: Floats) -> CorridorEpisodes:
+    """Run the controller of the safe optimum from rest at each start (metres)."""
+
+    def choose(step: int, lateral: Floats, velocity: Floats) -> Floats:
+        pairs = zip(lateral, velocity, strict=True)
+        return np.array([solution.act(step, *pair) for pair in pairs])
+
+    return _drive(solution.task, choose, starts)
+
+
+def _drive(
+    task: CorridorTask, choose: Callable[[int, Floats, Floats], Floats], starts: Floats
+) -> CorridorEpisodes:
     lateral = np.array(starts, dtype=np.float64)
     velocity, returns, collisions = (np.zeros_like(lateral) for _ in range(3))
+    above = np.zeros(len(lateral), dtype=np.bool_)
     for step in range(task.num_steps):
-        obs = np.stack(
-            [task.observation(step, *pair) for pair in zip(lateral, velocity, strict=True)]
-        )
-        action = np.clip(np.asarray(act(obs), dtype=np.float64)[:, 0], -1.0, 1.0)
+        action = np.clip(choose(step, lateral, velocity), -1.0, 1.0)
         limit = task.max_velocity
         velocity = np.clip(velocity + STEP_SECONDS * action, -limit, limit)
         lateral = lateral + STEP_SECONDS * velocity
@@ -67,4 +89,6 @@ def drive(task: CorridorTask, act: Act, starts: Floats) -> CorridorEpisodes:
         lateral = np.clip(lateral, -SLIDE_LIMIT, SLIDE_LIMIT)
         returns += task.reward(lateral, action)
         collisions += task.unsafe(step + 1, lateral)
-    return CorridorEpisodes(np.asarray(starts, dtype=np.float64), returns, collisions)
+        if step + 1 == sum(task.obstacle_steps) // 2:
+            above = lateral > sum(task.obstacle_span) / 2.0
+    return CorridorEpisodes(np.asarray(starts, dtype=np.float64), returns, collisions, above)

@@ -15,7 +15,12 @@ import torch
 from numpy.typing import NDArray
 
 from algd.analysis.agent_energy import AgentEnergy
-from algd.analysis.corridor_rollouts import CorridorEpisodes, drive, even_starts
+from algd.analysis.corridor_rollouts import (
+    CorridorEpisodes,
+    drive,
+    drive_safe_optimum,
+    even_starts,
+)
 from algd.analysis.corridor_solution import solve_corridor
 from algd.analysis.density import boltzmann_density, box_grid
 from algd.analysis.oscillation import read_metrics, run_oscillation
@@ -72,6 +77,7 @@ MEASURES: tuple[Measure, ...] = (
     Measure("of_optimum", "return, share of the safe optimum", "higher"),
     Measure("mode_of_optimum", "the same, deterministic policy", "higher"),
     Measure("mode_violations", "deterministic episodes over the limit", "lower", _SHARE),
+    Measure("best_passage", "episodes through the passage of the optimum", "higher", _SHARE),
     Measure("cost", "cost (per episode)", "neither", _POSITIVE),
     Measure("both_islands", "states holding both islands", "higher", _SHARE),
     Measure("infeasible", "infeasible samples", "lower", _SHARE),
@@ -198,6 +204,7 @@ def _corridor(loaded: LoadedPolicy) -> dict[str, float]:
         return drive(task, act, even_starts(_STARTS))
 
     own, mode = episodes(deterministic=False), episodes(deterministic=True)
+    best = drive_safe_optimum(solution, own.starts)
     return {
         "return": float(own.returns.mean()),
         "cost": float(own.collisions.mean()),
@@ -205,6 +212,7 @@ def _corridor(loaded: LoadedPolicy) -> dict[str, float]:
         "of_optimum": own.share_of_optimum(solution),
         "mode_of_optimum": mode.share_of_optimum(solution),
         "mode_violations": mode.violation_rate,
+        "best_passage": float((own.above == best.above).mean()),
     }
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.optimize import linprog, minimize
 
-from algd.analysis.corridor_rollouts import drive, even_starts
+from algd.analysis.corridor_rollouts import drive, drive_safe_optimum, even_starts
 from algd.analysis.corridor_solution import solve_corridor
 from algd.environments.analytic_corridor import CorridorEnv, CorridorTask
 
@@ -247,23 +247,20 @@ def test_driving_many_masses_at_once_is_driving_the_environment():
         for step in range(STEPS):
             obs, reward, _, _, info = env.step(plan[step, index])
             total, cost = total + reward, cost + info["cost"]
+            if step + 1 == 20:  # the middle of the obstacle
+                assert episodes.above[index] == (info["y"] > -0.005)
             if step + 1 < STEPS:
                 np.testing.assert_allclose(obs, seen[step + 1][index], atol=1e-6)
         assert total == pytest.approx(episodes.returns[index], abs=1e-9)
         assert cost == episodes.collisions[index]
     assert episodes.collisions[3] > 0
+    assert 0 < episodes.above.mean() < 1
     assert episodes.violation_rate == (episodes.collisions > 0).mean()
 
 
 def test_the_optimal_controller_is_the_whole_optimum_without_a_collision(solution):
-    starts = even_starts(13)
-    state = {"step": 0}
-
-    def act(obs):
-        step = state["step"]
-        state["step"] += 1
-        return np.array([[solution.act(step, 1.2 * y, 1.5 * v)] for _, y, v in obs.astype(float)])
-
-    episodes = drive(TASK, act, starts)
+    """By the passages that the environment documents: above from starts below 0.18, else below."""
+    episodes = drive_safe_optimum(solution, even_starts(13))
     assert episodes.violation_rate == 0.0
     assert episodes.share_of_optimum(solution) == pytest.approx(1.0, abs=6e-3)
+    assert (episodes.above == (episodes.starts < 0.18)).all()
