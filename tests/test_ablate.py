@@ -93,7 +93,7 @@ def test_every_cell_of_every_axis_is_a_valid_configuration(name: str, tmp_path: 
     assert len(cells) == 2 * (len(tasks) * len(axis.variants) - left_out)
     assert len({cell.directory for cell in cells}) == len(cells)
     for cell in cells[: len(cells) // 2]:
-        config = load_config([cell.preset], cell.overrides)
+        config = load_config(cell.presets, cell.overrides)
         assert config.tracking.wandb == "disabled"
         assert config.seed == 0
 
@@ -122,12 +122,30 @@ def test_an_environment_keeps_the_sizes_of_its_preset(tmp_path: Path) -> None:
     task = find_task("SafetyPointGoal1-v0")
     cell = plan_cells(AXES["lag"], [task], seeds=1, directory=tmp_path)[1]
     preset = load_config(["sac_alam"])
-    config = load_config([cell.preset], cell.overrides)
+    config = load_config(cell.presets, cell.overrides)
     assert config.critics == preset.critics
     assert config.train == preset.train
     # The lag aside, nothing but the preset's own network.
     assert isinstance(config.multiplier, StatewiseALaMConfig)
     assert config.multiplier == StatewiseALaMConfig(dual_target_interval=1)
+
+
+def test_presets_and_files_lie_over_one_another_in_their_order(tmp_path: Path) -> None:
+    wide, narrow = tmp_path / "wide.yaml", tmp_path / "narrow.yaml"
+    wide.write_text("critics: {hidden: [48]}\ntrain: {batch_size: 77}\n")
+    narrow.write_text("critics: {hidden: [12]}\n")
+    cell = plan_cells(
+        AXES["rho"],
+        [find_task("SafetyPointGoal1-v0")],
+        seeds=1,
+        directory=tmp_path,
+        presets=[str(wide), str(narrow), "sac_alam"],
+    )[0]
+    config = load_config(cell.presets, cell.overrides)
+    assert config.policy.kind == "gaussian"
+    assert config.critics.hidden == (12,)
+    assert config.train.batch_size == 77
+    assert config.constraint.penalty_coef == 0.1
 
 
 def test_a_grid_runs_once_and_ends_in_table_and_figures(
@@ -184,7 +202,7 @@ def test_a_corridor_is_held_against_the_safe_optimum(tmp_path: Path) -> None:
         [TASKS["corridor"]],
         seeds=1,
         directory=tmp_path,
-        preset="algd",
+        presets=["algd"],
         overrides=TINY,
     )[:1]
     (found,) = run_cells(cells, jobs=1, updates=1, say=lambda _: None)
@@ -199,9 +217,9 @@ def test_a_corridor_is_held_against_the_safe_optimum(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("preset", "kind"), [("sac_alam", "gaussian"), ("algd", "diffusion")])
 def test_either_policy_goes_through_the_same_grid(preset: str, kind: str, tmp_path: Path) -> None:
     (cell, *_) = plan_cells(
-        AXES["multiplier"], [TASKS["finite"]], seeds=1, directory=tmp_path, preset=preset
+        AXES["multiplier"], [TASKS["finite"]], seeds=1, directory=tmp_path, presets=[preset]
     )
-    config = load_config([cell.preset], cell.overrides)
+    config = load_config(cell.presets, cell.overrides)
     assert config.policy.kind == kind
     assert config.train.total_steps == 512 + 8 * AXES["multiplier"].updates
 

@@ -76,7 +76,7 @@ class Cell:
     variant: Variant
     seed: int
     directory: Path
-    preset: str
+    presets: tuple[str, ...]
     overrides: Overrides
 
 
@@ -189,7 +189,7 @@ def plan_cells(
     *,
     seeds: int,
     directory: Path,
-    preset: str | None = None,
+    presets: Sequence[str] = (),
     overrides: Mapping[str, Any] | None = None,
 ) -> list[Cell]:
     """Return the cells of a grid, seeds outermost: an interrupted grid holds whole seeds.
@@ -199,13 +199,13 @@ def plan_cells(
         tasks: where.
         seeds: 0 .. seeds - 1.
         directory: the grid's; a cell lies at cells/TASK/VARIANT/seed_K in it.
-        preset: replaces the axis's own.
+        presets: presets or files, later ones winning; they replace the axis's own.
         overrides: on top of everything but the variant.
     """
     cells = []
     for seed in range(seeds):
         for task in tasks:
-            chosen = preset or (axis.preset if task.name in TASKS else _preset_of(axis, task))
+            chosen = tuple(presets) or (_preset_of(axis, task),)
             for variant in axis.variants:
                 if variant.quick_only and task.name not in TASKS:
                     continue
@@ -218,20 +218,20 @@ def plan_cells(
                         variant=variant,
                         seed=seed,
                         directory=place / f"seed_{seed}",
-                        preset=chosen,
+                        presets=chosen,
                         overrides=settings | {"seed": seed},
                     )
                 )
     return cells
 
 
-def _of_kind(task: Task, preset: str, own: Overrides) -> Overrides:
+def _of_kind(task: Task, presets: Sequence[str], own: Overrides) -> Overrides:
     """Settings that only the cell's kind of policy and multiplier know."""
     from algd.experiments.config import load_config
 
     if task.name not in TASKS:
         return {}
-    plain = load_config([preset])
+    plain = load_config(presets)
     found: Overrides = {}
     for part, kind in (("policy", plain.policy.kind), ("multiplier", plain.multiplier.kind)):
         name = own.get(f"{part}.kind", kind)

@@ -29,7 +29,7 @@ def ablate(
     variants: Sequence[str] = (),
     seeds: int = 5,
     jobs: int = 1,
-    preset: str | None = None,
+    presets: Sequence[str] = (),
     overrides: Mapping[str, Any] | None = None,
     say: Callable[[str], None] = print,
 ) -> list[CellResult]:
@@ -42,7 +42,7 @@ def ablate(
         variants: names of the settings to run; by default all of the axis.
         seeds: per variant and task.
         jobs: cells at a time.
-        preset: replaces the axis's own.
+        presets: presets or files, later ones winning; they replace the axis's own.
         overrides: configuration keys of every cell.
         say: receives lines.
 
@@ -56,7 +56,7 @@ def ablate(
         axis = _part(AXES[axis_name], variants)
     tasks = [find_task(env) for env in envs or axis.tasks]
     cells = plan_cells(
-        axis, tasks, seeds=seeds, directory=directory, preset=preset, overrides=overrides
+        axis, tasks, seeds=seeds, directory=directory, presets=presets, overrides=overrides
     )
     say(f"{axis.name}: {axis.question}")
     say(f"{len(cells)} cells: {len(axis.variants)} variants, {len(tasks)} tasks, {seeds} seeds")

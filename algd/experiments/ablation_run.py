@@ -116,7 +116,7 @@ def _train(cell: Cell) -> dict[str, float]:
     if resumed:
         resume(cell.directory)
     else:
-        train(load_config([cell.preset], cell.overrides), cell.directory)
+        train(load_config(cell.presets, cell.overrides), cell.directory)
     # Of a run that was interrupted only the last part was timed.
     spent = {} if resumed else {"cpu_seconds": time.process_time() - started}
     return measure_run(cell.directory) | spent
@@ -134,7 +134,7 @@ def _train_sampler(cell: Cell, updates: int) -> dict[str, float]:
     from algd.experiments.ablation_measures import measure_sampler
     from algd.experiments.config import load_config
 
-    config = load_config([cell.preset], cell.overrides).policy
+    config = load_config(cell.presets, cell.overrides).policy
     if not isinstance(config, DiffusionPolicyConfig | ReleasePolicyConfig):
         raise ConfigError(f"{cell.task.name} needs a denoising policy, got {config.kind}")
     if isinstance(config, DiffusionPolicyConfig):
@@ -163,7 +163,7 @@ def _settings(cell: Cell, updates: int) -> dict[str, Any]:
     """All that determines a cell, as JSON reads it back."""
     from algd.experiments.config import load_config, to_dict
 
-    tree: dict[str, Any] = to_dict(load_config([cell.preset], cell.overrides))
+    tree: dict[str, Any] = to_dict(load_config(cell.presets, cell.overrides))
     if cell.task.sampler_dim:
         tree = {"seed": cell.seed, "policy": tree["policy"]}
         tree["updates"] = updates * cell.task.length

@@ -42,7 +42,13 @@ def run(arguments: list[str]) -> int:
     parser.add_argument(
         "--dir", type=Path, metavar="DIR", help="of the grid; default runs/ablation-AXIS"
     )
-    parser.add_argument("--preset", help="replaces the preset of the axis")
+    parser.add_argument(
+        "--preset",
+        action="append",
+        default=[],
+        metavar="PRESET_OR_FILE",
+        help="replaces the preset of the axis; may be given repeatedly, later ones winning",
+    )
     known, given = split_overrides(arguments, flags=("--help",), with_value=_WITH_VALUE)
     options = parser.parse_args(known)
     from algd.experiments.ablation_grid import ablate
@@ -63,7 +69,7 @@ def run(arguments: list[str]) -> int:
         variants=options.variant,
         seeds=options.seeds,
         jobs=options.jobs or default_jobs(),
-        preset=options.preset,
+        presets=options.preset,
         overrides=overrides,
     )
     return 1 if any(result.error for result in results) else 0
