@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -128,6 +129,36 @@ def test_an_environment_keeps_the_sizes_of_its_preset(tmp_path: Path) -> None:
     # The lag aside, nothing but the preset's own network.
     assert isinstance(config.multiplier, StatewiseALaMConfig)
     assert config.multiplier == StatewiseALaMConfig(dual_target_interval=1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["rho", "--env", "nosuchtask"], r"--env must name a task \(bandit, .*'nosuchtask' is not"),
+        (["lag", "--env", "energy1"], r"energy1 needs a denoising policy .*got gaussian"),
+        (["rho", "--env", "bandit", "--nokey.foo=3"], "nokey is not a key"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_anything_is_written(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grid = tmp_path / "grid"
+    assert main(["ablate", *arguments, "--dir", str(grid), "--jobs", "1"]) == 2
+    told = capsys.readouterr()
+    assert re.search(message, told.err)
+    assert told.err.count("\n") == 1
+    assert told.out == ""
+    assert not grid.exists()
+
+
+def test_a_file_where_the_grid_should_lie_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    taken = tmp_path / "file"
+    taken.write_text("mine")
+    assert main(["ablate", "rho", "--env", "bandit", "--dir", str(taken), "--jobs", "1"]) == 2
+    assert "File exists" in capsys.readouterr().err
+    assert taken.read_text() == "mine"
 
 
 def test_presets_and_files_lie_over_one_another_in_their_order(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from algd import __version__
 from algd.environments import checking
@@ -183,6 +184,17 @@ def test_train_hands_over_files_overridden_by_the_command_line(
     assert config == load_config(
         ["sac"], {"seed": 5, "env.id": "AnalyticBandit1-v0", "policy.hidden": [64, 64]}
     )
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the device is there")
+def test_a_device_that_is_missing_leaves_no_directory(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = tmp_path / "run"
+    arguments = ["--env.id=AnalyticBandit1-v0", "--train.device=cuda", "--run-dir", str(run_dir)]
+    assert main(["train", "sac_alam", *arguments]) == 2
+    assert "torch sees no CUDA device" in capsys.readouterr().err
+    assert not run_dir.exists()
 
 
 def test_the_multiplier_is_swapped_by_one_entry(

@@ -342,6 +342,16 @@ def test_the_best_safe_policy_can_be_exported_and_an_export_replaced(tmp_path: P
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "run"]
 
 
+def test_training_does_not_go_on_from_an_export(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_export(policy_of(config_of("sac_alam")), tmp_path, {})
+    files = sorted(tmp_path.iterdir())
+    assert main(["train", "--resume", str(tmp_path)]) == 2
+    assert "is an exported policy, which cannot be trained on" in capsys.readouterr().err
+    assert sorted(tmp_path.iterdir()) == files
+
+
 def test_a_directory_of_something_else_is_not_touched(tmp_path: Path) -> None:
     make_run(tmp_path / "run", config_of("sac"))
     (tmp_path / "thesis").mkdir()

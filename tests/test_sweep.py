@@ -237,6 +237,16 @@ def test_a_directory_made_with_another_configuration_is_refused(
     assert "was run with train.batch_size 32, now it is 16; move that directory away" in told
 
 
+def test_a_sweep_does_not_move_into_the_directory_of_a_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = small_plan(tmp_path)
+    (tmp_path / "out" / "checkpoints").mkdir(parents=True)
+    assert main(["sweep", str(plan.file.path), "--dir", str(tmp_path / "out")]) == 2
+    assert "out is the directory of a run; a sweep needs one of its own" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["checkpoints"]
+
+
 def test_a_second_sweep_in_the_same_directory_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -154,10 +154,10 @@ class CostEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
         self._env.close()
 
     def _cost(self, action: NDArray[Any], next_raw: Any, info: Mapping[str, Any]) -> Any:
-        if "cost" in info:
-            return info["cost"]
         if self._cost_fn is None:
-            raise self._fault("there is no cost", HOW_TO_GIVE_COST)
+            if "cost" not in info:
+                raise self._fault("there is no cost", HOW_TO_GIVE_COST)
+            return info["cost"]
         try:
             return self._cost_fn(self._raw_observation, action, next_raw, info)
         except Exception as error:

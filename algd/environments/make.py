@@ -47,7 +47,7 @@ class EnvConfig:
     kwargs: dict[str, Any] = field(default_factory=dict)
     """Arguments of the environment's constructor."""
     cost_fn: str | None = None
-    """`module:function`, called as cost_fn(obs, action, next_obs, info) where info has no cost."""
+    """`module:function`, called as cost_fn(obs, action, next_obs, info); replaces info["cost"]."""
     max_episode_steps: int | None = None
     """Replaces the environment's time limit, in steps."""
     worker_timeout: float = 120.0

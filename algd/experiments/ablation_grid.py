@@ -13,7 +13,7 @@ from typing import Any
 from algd.errors import ConfigError
 from algd.experiments.ablation import Axis, Task, find_task, plan_cells
 from algd.experiments.ablation_axes import AXES
-from algd.experiments.ablation_run import CellResult, run_cells
+from algd.experiments.ablation_run import CellResult, require_trainable, run_cells
 from algd.experiments.ablation_table import markdown, tabulate, write_csv
 
 _SCORE_SAMPLES = (2, 4, 8, 16, 32, 64)
@@ -58,6 +58,7 @@ def ablate(
     cells = plan_cells(
         axis, tasks, seeds=seeds, directory=directory, presets=presets, overrides=overrides
     )
+    require_trainable(cells)
     say(f"{axis.name}: {axis.question}")
     say(f"{len(cells)} cells: {len(axis.variants)} variants, {len(tasks)} tasks, {seeds} seeds")
     directory.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from algd.errors import ConfigError, UserError
-from algd.experiments.ablation import Cell
+from algd.experiments.ablation import TASKS, Cell
 
 MEASURES_FILE = "measures.json"
 _SAMPLER_BATCH = 256
@@ -135,8 +135,7 @@ def _train_sampler(cell: Cell, updates: int) -> dict[str, float]:
     from algd.experiments.config import load_config
 
     config = load_config(cell.presets, cell.overrides).policy
-    if not isinstance(config, DiffusionPolicyConfig | ReleasePolicyConfig):
-        raise ConfigError(f"{cell.task.name} needs a denoising policy, got {config.kind}")
+    assert isinstance(config, DiffusionPolicyConfig | ReleasePolicyConfig)  # see require_trainable
     if isinstance(config, DiffusionPolicyConfig):
         # Nothing competes for the time of a critic here: every row carries the score term.
         config = replace(config, score_batch_size=None)
@@ -157,6 +156,39 @@ def _train_sampler(cell: Cell, updates: int) -> dict[str, float]:
     measures = measure_sampler(samples, *exact_density(energy, dim))
     cell.directory.mkdir(parents=True, exist_ok=True)
     return measures | {"cpu_seconds": spent}
+
+
+def require_trainable(cells: Sequence[Cell]) -> None:
+    """Look at every setting once, before anything is written.
+
+    Raises:
+        ConfigError: a key, a task or an id that does not exist, or a task that a policy cannot
+            train on.
+        EnvironmentFault: the environment cannot be made here.
+    """
+    from algd.environments.make import make_env
+    from algd.experiments.config import load_config
+
+    made: set[str] = set()
+    for cell in cells:
+        if cell.seed != cells[0].seed:
+            continue
+        config = load_config(cell.presets, cell.overrides)
+        if cell.task.sampler_dim and config.policy.kind not in ("diffusion", "release"):
+            raise ConfigError(
+                f"{cell.task.name} needs a denoising policy (diffusion, release), "
+                f"got {config.policy.kind}"
+            )
+        if cell.task.sampler_dim or cell.task.name in made:
+            continue
+        made.add(cell.task.name)
+        try:
+            make_env(config.env).close()
+        except ConfigError as error:
+            if cell.task.name in TASKS:
+                raise
+            known = ", ".join(TASKS)
+            raise ConfigError(f"--env must name a task ({known}) or an id: {error}") from error
 
 
 def _settings(cell: Cell, updates: int) -> dict[str, Any]:

@@ -18,7 +18,10 @@ from algd.errors import UserError
 _USAGE_ERROR = 2
 _SIGINT_EXIT = 130
 # Of the machine, not of the program: the message of the system says it all.
-_MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+_MACHINE_ERRORS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
+    *(errno.EEXIST, errno.ENOTDIR),  # a file where a directory is to be made
+)
 _VERBS = {
     "train": "train a policy, or continue a run",
     "evaluate": "run a trained policy",

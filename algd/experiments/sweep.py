@@ -23,6 +23,7 @@ from algd.experiments.sweep_plan import SweepPlan, plan_sweep, seeds_of
 from algd.experiments.sweep_progress import SweepProgress
 from algd.experiments.sweep_runner import Failure, run_trials
 from algd.experiments.sweep_table import make_table, require_metric
+from algd.training.run_directory import is_run_dir
 from algd.training.run_lock import RunLock
 
 TABLE_FILE = "table.csv"
@@ -59,6 +60,8 @@ def sweep(
     root = (directory or default_directory(file)).absolute()
     listed = seeds_of(file) or list(range(_DEFAULT_SEEDS))
     plan = plan_sweep(file, root, seeds=listed if seeds is None else list(range(seeds)), only=only)
+    if is_run_dir(root):
+        raise ConfigError(f"{root} is the directory of a run; a sweep needs one of its own")
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:

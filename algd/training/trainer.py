@@ -333,7 +333,9 @@ def train(config: "ExperimentConfig", run_dir: Path) -> None:
     from algd.experiments.config import dump_yaml
     from algd.training.checkpoint import claim_run_dir
 
-    make_env(config.env).close()  # what cannot be made is said before a directory is claimed
+    # What cannot be had is said before a directory is claimed.
+    resolve_device(config.train.device)
+    make_env(config.env).close()
     claim_run_dir(run_dir)
     replace_durably(run_dir / "config.yaml", dump_yaml(config).encode())
     Trainer(config, run_dir).run()

@@ -234,14 +234,15 @@ def keep(paths: Sequence[Path]) -> int:
 
 
 def check(paths: Sequence[Path]) -> int:
-    """Compare finished runs with the stored ones; exit code 1 if one differs."""
-    differing = 0
+    """Compare finished runs with the stored ones; exit code 1 if one differs, or none is stored."""
+    differing = compared = 0
     finished = _finished(paths)
     for stored in finished:
         path = STORED / stored.name
         if not path.is_file():
             print(f"{stored.name}: not stored")
             continue
+        compared += 1
         known = from_text(path.read_text())
         if known.rows == stored.rows:
             print(f"{stored.name}: the stored rows, bit for bit")
@@ -256,7 +257,9 @@ def check(paths: Sequence[Path]) -> int:
         here = {key: stored.about[key] for key in ("commit", "processor", "packages")}
         there = {key: known.about[key] for key in here}
         print(f"{stored.name}: differs ({told}; stored by {there}, here {here})")
-    return 1 if differing or not finished else 0
+    if not compared:
+        print("nothing to compare: no finished run here is among the stored ones")
+    return 1 if differing or not compared else 0
 
 
 def table(figures: Path | None) -> int:

@@ -61,6 +61,10 @@ def test_a_run_that_repeats_equals_its_stored_rows_and_another_does_not(
     path.write_text("\n".join(rows) + "\n")
     assert evidence.check([finished]) == 1
     assert "fac,s0.csv: differs (return " in capsys.readouterr().out
+    for file in stored.iterdir():
+        file.unlink()
+    assert evidence.check([finished]) == 1
+    assert "nothing to compare" in capsys.readouterr().out
 
 
 def test_the_table_of_the_readme_comes_from_the_stored_runs(

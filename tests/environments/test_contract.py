@@ -125,15 +125,20 @@ def test_reset_without_a_seed_is_refused():
         counting().reset()
 
 
-def test_cost_fn_sees_the_environments_own_units_and_info_wins_over_it():
+def test_cost_fn_sees_the_environments_own_units_and_replaces_that_of_info():
     cost_fn = "environments.faulty_envs:pendulum_cost"
     env = make_env(EnvConfig(id="Pendulum-v1", cost_fn=cost_fn))
     env.reset(seed=0)
     assert env.step(np.array([0.4], np.float32))[4]["cost"] == 0.0  # torque 0.8
     assert env.step(np.array([0.6], np.float32))[4]["cost"] == 1.0  # torque 1.2
-    env = make_env(EnvConfig(id=COUNTING, cost_fn="environments.faulty_envs:negative_cost"))
-    env.reset(seed=0)
-    assert env.step(np.zeros(2, np.float32))[4]["cost"] == 0.5
+    for env_id in (COUNTING, "SafetyPointGoal1-v0"):
+        env = make_env(EnvConfig(id=env_id, cost_fn="environments.faulty_envs:twice_and_one"))
+        plain = make_env(EnvConfig(id=env_id))
+        for one in (env, plain):
+            one.reset(seed=0)
+        action = np.zeros(2, np.float32)
+        told = plain.step(action)[4]["cost"]
+        assert env.step(action)[4]["cost"] == 2.0 * told + 1.0
 
 
 def test_max_episode_steps_replaces_the_limit_of_every_kind():

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from algd.errors import CheckpointError
 from algd.experiments.arguments import Override, VerbParser, load_overridden, split_overrides
 
 if TYPE_CHECKING:
@@ -74,7 +75,13 @@ def _resume(run_dir: Path) -> int:
     from algd.training.run_directory import require_run_dir
 
     require_run_dir(run_dir)
+    from algd.training.exported import is_export
     from algd.training.trainer import resume
+
+    if is_export(run_dir):
+        raise CheckpointError(
+            f"{run_dir} is an exported policy, which cannot be trained on; resume its run"
+        )
 
     return _until_stopped(lambda: resume(run_dir))
 
