@@ -380,10 +380,10 @@ def test_evaluate_hands_over_its_options(tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text("")
     assert main(["evaluate", "run"]) == 0
-    arguments = ["--episodes", "3", "--mode", "stochastic", "--video", "--seed=9"]
-    assert main(["evaluate", "run", *arguments]) == 0
-    plain = {"episodes": 10, "mode": None, "video": False, "seed": None}
-    given = {"episodes": 3, "mode": "stochastic", "video": True, "seed": 9}
+    arguments = ["--episodes", "3", "--mode", "stochastic", "--policy=best_safe"]
+    assert main(["evaluate", "run", *arguments, "--video", "--seed=9"]) == 0
+    plain = {"episodes": 10, "mode": None, "policy": "latest", "video": False, "seed": None}
+    given = {"episodes": 3, "mode": "stochastic", "policy": "best_safe", "video": True, "seed": 9}
     assert calls == [{"run_dir": Path("run"), **plain}, {"run_dir": Path("run"), **given}]
 
 

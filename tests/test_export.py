@@ -321,7 +321,7 @@ def test_algd_export_writes_everything(
     values = {m["type"]: m["value"] for m in card["model-index"][0]["results"][0]["metrics"]}
     assert values["mean_cost"] == statistics["cost_mean"]
     assert f"| cost, median | {statistics['cost_median']:.2f} |" in body
-    assert "20 episodes, deterministic actions, evaluation seed 0, cost limit 0.05" in body
+    assert "20 episodes, stochastic actions, evaluation seed 0, cost limit 0.05" in body
     rows = np.loadtxt(out / "episodes.csv", delimiter=",", skiprows=1)
     assert rows.shape == (20, 5)
     assert rows[:, 3].mean() == pytest.approx(statistics["cost_mean"])
@@ -340,6 +340,23 @@ def test_the_best_safe_policy_can_be_exported_and_an_export_replaced(tmp_path: P
     assert load(out).env_step == 500
     assert read_description(out)["statistics"]["mode"] == "stochastic"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "run"]
+
+
+def test_which_policy_of_a_run_is_said_and_checked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir, out = tmp_path / "run", tmp_path / "out"
+    policy = make_run(run_dir, config_of("sac"))
+    for name, step in (("latest", 700), ("best_safe", 500)):
+        assert load(run_dir, policy=name).env_step == step
+        assert main(["evaluate", str(run_dir), "--episodes", "1", "--policy", name]) == 0
+        assert f", step {step}, " in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="must be one of latest, best_safe, got 'bestsafe'"):
+        load(run_dir, policy="bestsafe")
+    out.mkdir()
+    write_export(policy, out, {})
+    with pytest.raises(ConfigError, match="is an export, which holds one policy, got 'best_safe'"):
+        load(out, policy="best_safe")
 
 
 def test_training_does_not_go_on_from_an_export(

@@ -149,26 +149,34 @@ def evaluate_run(
     *,
     episodes: int,
     mode: Mode | None = None,
+    policy: str = "latest",
     video: bool = False,
     seed: int | None = None,
 ) -> EvaluationResult:
-    """Evaluate the latest policy of a run directory, print a table, and write it beside the run."""
+    """Evaluate a policy of a run directory and print a table.
+
+    Args:
+        run_dir: of a run, or what `algd export` wrote.
+        episodes: on a fresh environment. mode, seed: None for those of the run.
+        policy: as for ``algd.load``.
+        video: also write videos/evaluation_STEP.mp4 in the directory.
+    """
     from algd.training.load import load
 
-    policy = load(run_dir)
-    config = policy.config
+    loaded = load(run_dir, policy=policy)
+    config = loaded.config
     mode = config.evaluation.mode if mode is None else mode
     seed = config.seed if seed is None else seed
     env = make_env(config.env)
     try:
         result = evaluate_policy(
-            policy.agent, policy.normalizer, env, episodes=episodes, mode=mode, seed=seed
+            loaded.agent, loaded.normalizer, env, episodes=episodes, mode=mode, seed=seed
         )
     finally:
         env.close()
     limit = config.constraint.cost_limit
     print(
-        f"{config.env.id}, step {policy.env_step}, {mode} policy, {episodes} episodes, seed {seed}"
+        f"{config.env.id}, step {loaded.env_step}, {mode} policy, {episodes} episodes, seed {seed}"
     )
     print(f"{'episode':>8} {'return':>10} {'cost':>10} {'length':>7}")
     for k, row in enumerate(zip(result.returns, result.costs, result.lengths, strict=True)):
@@ -179,10 +187,10 @@ def evaluate_run(
         f"cost limit {limit:g}, episodes over it {metrics['eval/violation_rate']:.0%}"
     )
     if video:
-        path = run_dir / "videos" / f"evaluation_{policy.env_step}.mp4"
+        path = run_dir / "videos" / f"evaluation_{loaded.env_step}.mp4"
         written = record_video(
-            policy.agent,
-            policy.normalizer,
+            loaded.agent,
+            loaded.normalizer,
             config.env,
             path,
             mode=mode,

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from algd.errors import ConfigError
 from algd.training.checkpoint import CheckpointStore
 from algd.training.normalization import make_normalizer
+from algd.training.run_directory import POLICIES
 
 if TYPE_CHECKING:
     from algd.experiments.config import ExperimentConfig, TrainedAgent
@@ -77,10 +79,13 @@ def load(source: str | Path, *, policy: str = "latest") -> LoadedPolicy:
 
     Raises:
         CheckpointError: no run there, no such policy, or damaged files.
+        ConfigError: ``policy`` is neither of the two, or not ``latest`` where there is only one.
         UserError: the hub cannot be reached, or has no such policy.
     """
     from algd.experiments.config import load_config
 
+    if policy not in POLICIES:
+        raise ConfigError(f"policy must be one of {', '.join(POLICIES)}, got {policy!r}")
     if str(source).startswith(HUB_PREFIX):
         from algd.training.hub import load_from_hub
 
@@ -90,6 +95,8 @@ def load(source: str | Path, *, policy: str = "latest") -> LoadedPolicy:
     from algd.training.exported import is_export, load_export
 
     if is_export(directory):
+        if policy != "latest":
+            raise ConfigError(f"{directory} is an export, which holds one policy, got {policy!r}")
         return load_export(directory)
     store = CheckpointStore(directory)
     state = store.load() if policy == "latest" else store.load_policy(policy)

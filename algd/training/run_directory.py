@@ -12,6 +12,7 @@ from algd.training.durable_files import make_directory
 
 CONFIG_FILE = "config.yaml"
 CHECKPOINTS = "checkpoints"
+POLICIES = ("latest", "best_safe")  # what a run keeps to act with
 
 
 def is_run_dir(path: Path) -> bool:

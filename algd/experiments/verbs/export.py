@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from algd.experiments.arguments import VerbParser, positive_int
+from algd.training.run_directory import POLICIES
 
 
 def run(arguments: list[str]) -> int:
@@ -16,7 +17,7 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("-o", "--out", type=Path, metavar="DIR", help="default: RUN_DIR/export")
     parser.add_argument(
         "--policy",
-        choices=("latest", "best_safe"),
+        choices=POLICIES,
         default="latest",
         help="the last checkpoint (default) or the best policy within the cost limit",
     )

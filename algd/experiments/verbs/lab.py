@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from algd.experiments.arguments import VerbParser, positive_int, seed_int
+from algd.training.run_directory import POLICIES
 
 
 def run(arguments: list[str]) -> int:
@@ -14,9 +15,7 @@ def run(arguments: list[str]) -> int:
     )
     parser.add_argument("run_dir", type=Path, metavar="RUN_DIR")
     parser.add_argument("--out", type=Path, metavar="DIR", help="default RUN_DIR/lab")
-    parser.add_argument(
-        "--policy", choices=("latest", "best_safe"), default="latest", help="default latest"
-    )
+    parser.add_argument("--policy", choices=POLICIES, default="latest", help="default latest")
     parser.add_argument(
         "--steps",
         type=positive_int,
