@@ -309,7 +309,7 @@ def test_algd_export_writes_everything(
         *("policy.onnx", "policy_deterministic.onnx"),
     ]
     printed = capsys.readouterr().out
-    assert "20 episodes, deterministic: return " in printed
+    assert "20 episodes, stochastic: return " in printed
     assert "over 1,000 observations" in printed
     front, _, body = (out / "README.md").read_text().removeprefix("---\n").partition("\n---\n")
     card = parse_yaml(front, "card")
