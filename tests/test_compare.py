@@ -228,7 +228,9 @@ def test_labels_name_the_fewest_keys_that_tell_groups_apart(tmp_path: Path) -> N
     ]
 
 
-def test_by_pools_runs_over_all_other_keys(tmp_path: Path) -> None:
+def test_by_pools_runs_over_all_other_keys_and_says_which(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for k, (coef, batch) in enumerate([(0.5, 64), (0.5, 128), (2.0, 128)]):
         write_run(tmp_path / str(k), constraint__penalty_coef=coef, train__batch_size=batch)
     runs = read_runs([tmp_path]).runs
@@ -236,6 +238,12 @@ def test_by_pools_runs_over_all_other_keys(tmp_path: Path) -> None:
     assert sizes == {"batch_size=64": 1, "batch_size=128": 2}
     parts = group_runs(runs, ["constraint", "train"])  # all keys below
     assert len(parts) == 3
+    for by, said in (("train.batch_size", True), ("constraint", True), ("train", True)):
+        assert main(["compare", str(tmp_path), "--by", by]) == 0
+        other = "train.batch_size" if by == "constraint" else "constraint.penalty_coef"
+        assert (f"runs of one group differ in {other}; --by" in capsys.readouterr().err) is said
+    assert main(["compare", str(tmp_path)]) == 0
+    assert "differ" not in capsys.readouterr().err
 
 
 def test_runs_of_different_environments_are_compared_only_inside_each(

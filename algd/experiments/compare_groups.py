@@ -60,6 +60,12 @@ def group_runs(runs: Sequence[RunData], by: Sequence[str] = ()) -> list[Group]:
     return [Group(cell[0], labels[cell[1:]], tuple(members)) for cell, members in cells.items()]
 
 
+def pooled_keys(groups: Sequence[Group]) -> list[str]:
+    """Return keys with an effect that differ between runs of one and the same group."""
+    found = (differing_keys([run.config for run in group.runs]) for group in groups)
+    return list(dict.fromkeys(key for keys in found for key in keys))
+
+
 def expand_keys(runs: Sequence[RunData], names: Sequence[str]) -> list[str]:
     """Return the configuration keys that names stand for: a key itself, or all below it.
 

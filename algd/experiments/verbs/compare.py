@@ -36,7 +36,7 @@ def run(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     keys = [key.strip() for given in options.by for key in given.split(",") if key.strip()]
     from algd.experiments.compare import compare, usable_runs
-    from algd.experiments.compare_groups import group_runs
+    from algd.experiments.compare_groups import group_runs, pooled_keys
     from algd.experiments.compare_tables import legend, terminal_table
     from algd.experiments.run_data import require_runs
 
@@ -47,6 +47,11 @@ def run(arguments: list[str]) -> int:
     for line in usable.notes:
         print(line, file=sys.stderr)
     groups = group_runs(usable.runs, keys)
+    if pooled := pooled_keys(groups):
+        print(
+            f"runs of one group differ in {', '.join(pooled)}; --by would part them",
+            file=sys.stderr,
+        )
     comparisons = compare(groups, baseline=options.baseline, score=options.metric)
     print("\n\n".join(terminal_table(comparison) for comparison in comparisons))
     print(f"\n{legend(comparisons[0])}")
