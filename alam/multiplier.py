@@ -625,7 +625,7 @@ def network_metrics(
     at_bound = (value >= _AT_BOUND * bound).float().mean()
     return {
         "train/multiplier": value.mean(),
-        "train/multiplier_std": value.std(),
+        "train/multiplier_std": value.std(unbiased=False),
         "train/multiplier_at_bound": at_bound,
         "train/violation": violation.mean(),
         "loss/multiplier": loss.detach(),

@@ -185,10 +185,11 @@ class ConstrainedLearner:
         }
 
     def load_learner_state(self, state: dict[str, Any]) -> None:
-        """Restore what ``learner_state`` returned."""
+        """Restore what ``learner_state`` returned; noise goes on as it was where it is missing."""
         self.critics.load_full_state(state["critics"])
         self.multiplier.load_full_state(state["multiplier"])
-        self.generator.set_state(state["generator"].cpu())
+        if "generator" in state:
+            self.generator.set_state(state["generator"].cpu())
         self.num_updates = state["num_updates"]
 
 

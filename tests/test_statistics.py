@@ -275,6 +275,49 @@ def test_students_intervals_of_the_mean_hold_the_truth_in_93_to_97_percent(
     assert 0.93 <= held / EXPERIMENTS <= 0.97
 
 
+@pytest.mark.parametrize(
+    ("sizes", "spreads"),
+    [
+        ((3, 3, 3), (1.0, 1.0, 1.0)),
+        ((3, 3, 3), (1.0, 1.0, 10.0)),
+        ((5, 5, 5), (1.0, 1.0, 10.0)),
+        ((10, 3), (1.0, 10.0)),
+        ((20, 5), (1.0, 10.0)),
+    ],
+)
+def test_welchs_intervals_hold_the_mean_of_unlike_tasks_in_92_to_98_percent(
+    sizes: tuple[int, ...], spreads: tuple[float, ...]
+) -> None:
+    generator = np.random.default_rng(6)
+    held = 0
+    for _ in range(EXPERIMENTS):
+        tasks = [s * generator.normal(size=n) for n, s in zip(sizes, spreads, strict=True)]
+        _, low, high = mean_interval(tasks)
+        held += low <= 0.0 <= high
+    assert 0.92 <= held / EXPERIMENTS <= 0.98
+
+
+def test_two_tasks_have_welchs_interval() -> None:
+    first, second = np.array([1.0, 2.0, 4.0, 4.5]), np.array([-3.0, 5.0, 30.0])
+    welch = stats.ttest_ind(first, -second, equal_var=False).confidence_interval()
+    expected = (np.mean([first.mean(), second.mean()]), welch.low / 2, welch.high / 2)
+    assert mean_interval([first, second]) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("sizes", "mean"), [((2, 10), 0.3), ((3, 20), 0.5), ((3, 20), 0.3)])
+def test_intervals_of_shares_hold_the_truth_where_tasks_have_unequally_many_runs(
+    sizes: tuple[int, ...], mean: float
+) -> None:
+    """Runs of nothing but 0 and 1, whose spread nothing but the cap of the variance bounds."""
+    generator = np.random.default_rng(7)
+    held = 0
+    for _ in range(EXPERIMENTS):
+        shares = [generator.binomial(1, mean, size).astype(float) for size in sizes]
+        _, low, high = share_interval(shares)
+        held += low <= mean <= high
+    assert held / EXPERIMENTS >= 0.93
+
+
 @pytest.mark.parametrize("runs", [5, 10, 20])
 def test_wilsons_interval_holds_the_truth_in_95_percent_on_average_over_truths(runs: int) -> None:
     truths = np.linspace(0.0, 1.0, 2_001)

@@ -38,10 +38,9 @@ class CorridorEpisodes:
     collisions: Floats
     above: Bools
 
-    @property
-    def violation_rate(self) -> float:
-        """Share of episodes with a collision."""
-        return float((self.collisions > 0).mean())
+    def violation_rate(self, limit: float = 0.0) -> float:
+        """Share of episodes with more collisions than the limit."""
+        return float((self.collisions > limit).mean())
 
     def share_of_optimum(self, solution: CorridorSolution) -> float:
         """Mean return over the mean return of the safe optimum from the same starts."""

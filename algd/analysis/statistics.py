@@ -17,8 +17,10 @@ interquartile mean: 93 to 97 % for 5, 10 and 20 runs of one task and 5 of each o
     median in 2 of 32 cases: there alone the ends reach half-way to Student's if those are further.
     With fewer than five runs Student's interval takes over: 92 to 96 %, but 78 to 88 % under the
     two-peaked law, of which so few runs often show one peak alone.
-mean: Student's interval, exact for normal scores. No interval of finite length holds the mean of
-    every law (Bahadur and Savage, 1956): of exponential ones it holds 88 % with five runs.
+mean: Student's interval, exact for normal scores of one task. Of several tasks Welch's: 92 to 98 %
+    for normal scores whose spreads or numbers differ between tasks. No interval of finite length
+    holds the mean of every law (Bahadur and Savage, 1956): of exponential ones it holds 88 % with
+    five runs.
 mean of shares, such as violation rates: Wilson's interval with the variance between runs (a design
     effect) and Student's quantile: 94 to 96 %, where Student's own holds 90 to 94 %. Where most
     runs have none and a few have many (J-shaped, mean 6 %), five runs seldom show the few: 90 %.
@@ -152,7 +154,7 @@ def resampling_tail(sizes: Sequence[int], confidence: float) -> float:
 def _student_band(strata: Strata, confidence: float) -> tuple[np.ndarray, np.ndarray]:
     """Return the interquartile mean plus and minus what Student's interval gives the mean."""
     middle = np.mean([interquartile_mean(scores.T) for scores in strata], axis=0)
-    half = _student_half(strata, confidence)
+    half = _student_half(*_mean_variance(strata), confidence)
     return middle - half, middle + half
 
 
@@ -177,7 +179,7 @@ def mean_interval(
     if not strata:
         return UNKNOWN
     estimate = float(np.mean([scores.mean() for scores in strata]))
-    half = float(_student_half(strata, confidence))
+    half = float(_student_half(*_mean_variance(strata), confidence))
     return _cut(estimate, estimate - half, estimate + half, bounds)
 
 
@@ -198,30 +200,48 @@ def share_interval(strata: Strata, *, confidence: float = _CONFIDENCE) -> Interv
     if not strata:
         return UNKNOWN
     share = float(np.mean([scores.mean() for scores in strata]))
-    freedom = sum(map(len, strata)) - len(strata)
+    runs = sum(map(len, strata))
+    freedom = runs - len(strata)
     if freedom == 0:
         return Interval(share, np.nan, np.nan)
     t2 = float(stdtrit(freedom, 0.5 + 0.5 * confidence)) ** 2
     binomial = share * (1.0 - share)
-    variance = float(_student_half(strata, confidence)) ** 2 / t2
-    # Of the mean, in units of p (1 - p); runs that all have 0 or all have 1 do not tell it.
-    effect = min(variance / binomial, 1.0 / freedom) if binomial > 0 else 1.0 / (freedom + 1)
+    # Of the mean, by the spread of all tasks together: three runs of 0 do not tell a spread of 0.
+    inverse = sum(1.0 / len(scores) for scores in strata) / len(strata) ** 2
+    variance = sum(len(scores) * scores.var() for scores in strata) / freedom * inverse
+    # In units of p (1 - p); runs that all have 0 or all have 1 do not tell it.
+    effect = min(variance / binomial, inverse * runs / freedom) if binomial > 0 else inverse
     return _wilson(share, t2 * effect)
 
 
-def _student_half(strata: Strata, confidence: float) -> np.ndarray:
-    """Return half the length of Student's interval of the mean over tasks of their means.
+def _mean_variance(strata: Strata) -> tuple[np.ndarray, np.ndarray]:
+    """Return the variance of the mean over tasks of their means, and its degrees of freedom.
 
-    The spread is that inside tasks, taken to be the same in all; NaN where no task has two runs.
+    Spreads may differ between tasks: degrees of freedom are Welch's (Satterthwaite 1946). A task of
+    one run is given the spread inside the others; NaN where no task has two.
     """
+    told = [scores for scores in strata if len(scores) > 1]
+    shape = strata[0].shape[1:]
+    if not told:
+        return np.full(shape, np.nan), np.full(shape, np.nan)
+    freedom = sum(map(len, told)) - len(told)
+    single = len(strata) - len(told)
+    parts = []
+    for scores in told:
+        borrowed = single * (len(scores) - 1) / freedom
+        parts.append(scores.var(axis=0, ddof=1) * (1.0 / len(scores) + borrowed) / len(strata) ** 2)
+    total = np.sum(parts, axis=0)
+    doubt = np.sum([p**2 / (len(t) - 1) for p, t in zip(parts, told, strict=True)], axis=0)
+    # Scores that are all equal leave no doubt to divide by.
+    degrees = np.divide(total**2, doubt, out=np.full(shape, float(freedom)), where=doubt > 0)
+    return total, degrees
+
+
+def _student_half(variance: np.ndarray, freedom: np.ndarray, confidence: float) -> np.ndarray:
+    """Return half the length of Student's interval of a mean."""
     from scipy.special import stdtrit
 
-    freedom = sum(map(len, strata)) - len(strata)
-    if freedom == 0:
-        return np.full(strata[0].shape[1:], np.nan)
-    squares = np.sum([((scores - scores.mean(axis=0)) ** 2).sum(axis=0) for scores in strata], 0)
-    inverse = sum(1.0 / len(scores) for scores in strata) / len(strata) ** 2
-    return stdtrit(freedom, 0.5 + 0.5 * confidence) * np.sqrt(squares / freedom * inverse)
+    return stdtrit(freedom, 0.5 + 0.5 * confidence) * np.sqrt(variance)
 
 
 def proportion_interval(

@@ -99,7 +99,8 @@ def denoising_score(
     """Estimate the score without gradients of the energy.
 
     base score + alpha * spread / sigma^2 * sum_i (w_i - 1/S) eps_i: the score of the base law is
-    exact, and 1/S is the control variate that removes its sampling noise.
+    exact, and 1/S is the control variate that removes its sampling noise. The variance is that of
+    the weighted noise alone, as if proposals were independent and there were no control variate.
     """
     scale = alpha * proposals.spread / sigma.square()
     mean, variance = _weighted(weights, proposals.noise)

@@ -205,13 +205,14 @@ def _corridor(loaded: LoadedPolicy) -> dict[str, float]:
 
     own, mode = episodes(deterministic=False), episodes(deterministic=True)
     best = drive_safe_optimum(solution, own.starts)
+    limit = loaded.config.constraint.cost_limit
     return {
         "return": float(own.returns.mean()),
         "cost": float(own.collisions.mean()),
-        "violations": own.violation_rate,
+        "violations": own.violation_rate(limit),
         "of_optimum": own.share_of_optimum(solution),
         "mode_of_optimum": mode.share_of_optimum(solution),
-        "mode_violations": mode.violation_rate,
+        "mode_violations": mode.violation_rate(limit),
         "best_passage": float((own.above == best.above).mean()),
     }
 

@@ -250,12 +250,11 @@ def _quantities(strata: Sequence[Sequence[RunSummary]], seed: int) -> dict[str, 
     ]
     amount = {"seed": seed, "bounds": (0.0, np.inf)}
     first_safe = float(np.median(np.concatenate(columns("first_safe_step"))))
-    pooled = np.concatenate(safe)
     return {
         "return": bootstrap_interval(columns("final_return"), seed=seed),
         "cost": bootstrap_interval(columns("final_cost"), **amount),
         "normalised_cost": bootstrap_interval(defined("normalised_cost"), **amount),
-        "p_safe": proportion_interval(int(pooled.sum()), len(pooled)),
+        "p_safe": _share_of_runs(safe),
         "episodes_within": share_interval(defined("episodes_within_limit")),
         "return_given_safe": mean_interval(safe_returns),
         "training_violations": share_interval(defined("training_violations")),
@@ -264,6 +263,13 @@ def _quantities(strata: Sequence[Sequence[RunSummary]], seed: int) -> dict[str, 
         "first_safe_step": Interval(first_safe, np.nan, np.nan),
         "return_area": bootstrap_interval(columns("return_area"), seed=seed),
     }
+
+
+def _share_of_runs(strata: Sequence[np.ndarray]) -> Interval:
+    """Return the share of runs, averaged over environments; of one, Wilson's interval of trials."""
+    if len(strata) == 1:
+        return proportion_interval(int(strata[0].sum()), len(strata[0]))
+    return share_interval(strata)
 
 
 def _p_better(

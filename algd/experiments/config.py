@@ -68,6 +68,11 @@ class ExperimentConfig:
                 f"train.overlap needs env.vector: subprocess, got {self.env.vector}; no other kind "
                 "steps while the agent updates"
             )
+        if self.train.buffer_size < self.env.num_envs:
+            raise ValueError(
+                f"train.buffer_size must hold a step of all env.num_envs ({self.env.num_envs}), "
+                f"got {self.train.buffer_size}"
+            )
         if isinstance(self.policy, CVPOPolicyConfig):  # what it cannot be combined with
             CVPOConfig(self.policy, self.critics, self.constraint, self.multiplier)
 

@@ -101,6 +101,8 @@ def load(source: str | Path, *, policy: str = "latest") -> LoadedPolicy:
     store = CheckpointStore(directory)
     state = store.load() if policy == "latest" else store.load_policy(policy)
     loaded = LoadedPolicy(load_config([directory / "config.yaml"]), state["task"])
-    loaded.agent.load_state_dict(state["agent"])
+    # The noise of updates, which another kind of device could not take: acting draws its own.
+    agent = {name: part for name, part in state["agent"].items() if name != "generator"}
+    loaded.agent.load_state_dict(agent)
     loaded.normalizer.load_state_dict(state["normalizer"])
     return loaded

@@ -123,7 +123,8 @@ class Trainer:
             episode_length=self.env.max_episode_steps,
             device=self.device,
         )
-        capacity = min(config.train.buffer_size, config.train.total_steps)
+        # The last step of many environments may go beyond the total.
+        capacity = min(config.train.buffer_size, max(config.train.total_steps, self.env.num_envs))
         self.replay = ReplayBuffer(capacity, *dims, device=self.device)
         streams = np.random.SeedSequence(config.seed).spawn(3)
         words = [int(stream.generate_state(1, np.uint64)[0] >> 1) for stream in streams]

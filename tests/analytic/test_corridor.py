@@ -255,12 +255,14 @@ def test_driving_many_masses_at_once_is_driving_the_environment():
         assert cost == episodes.collisions[index]
     assert episodes.collisions[3] > 0
     assert 0 < episodes.above.mean() < 1
-    assert episodes.violation_rate == (episodes.collisions > 0).mean()
+    assert episodes.violation_rate() == (episodes.collisions > 0).mean()
+    most = episodes.collisions.max()
+    assert episodes.violation_rate(most - 1.0) == (episodes.collisions == most).mean()
 
 
 def test_the_optimal_controller_is_the_whole_optimum_without_a_collision(solution):
     """By the passages that the environment documents: above from starts below 0.18, else below."""
     episodes = drive_safe_optimum(solution, even_starts(13))
-    assert episodes.violation_rate == 0.0
+    assert episodes.violation_rate() == 0.0
     assert episodes.share_of_optimum(solution) == pytest.approx(1.0, abs=6e-3)
     assert (episodes.above == (episodes.starts < 0.18)).all()
