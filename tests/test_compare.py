@@ -271,9 +271,21 @@ def test_environments_are_the_strata_of_what_has_a_common_scale(tmp_path: Path) 
     row = everywhere.rows[1]
     costs = np.array(COSTS["scalar_dual"]) / 25.0
     assert row.values["normalised_cost"] == bootstrap_interval([costs, costs], bounds=(0, np.inf))
-    assert row.values["p_safe"].estimate == 0.8
+    assert row.values["p_safe"].estimate == pytest.approx(0.8)
     assert np.isnan(row.values["return"]).all()
     assert row.values["p_better"].estimate == 1.0
+
+
+def test_environments_count_alike_however_many_runs_they_have(tmp_path: Path) -> None:
+    for env, cost, runs in ((ENV, 0.0, 10), ("AnalyticIslands-v0", 99.0, 2)):
+        for seed in range(runs):
+            evaluations = [(0, 0.0, 0.0), (1000, 1.0, cost)]
+            settings = {"env.id": env, "seed": seed}
+            write_run(tmp_path / f"{env}_{seed}", evaluations=evaluations, **settings)
+    *_, everywhere = comparisons_of(tmp_path, by=("env.id",))
+    (row,) = everywhere.rows
+    assert row.values["p_safe"].estimate == 0.5
+    assert row.values["p_safe"].low < 0.4
 
 
 # ---- what is compared ----

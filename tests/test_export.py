@@ -342,6 +342,16 @@ def test_the_best_safe_policy_can_be_exported_and_an_export_replaced(tmp_path: P
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "run"]
 
 
+def test_a_run_of_another_kind_of_device_can_be_loaded(tmp_path: Path) -> None:
+    """The state of a CUDA generator has 16 bytes, which one of a CPU refuses."""
+    policy = make_run(tmp_path / "run", config_of("algd", **SHORT))
+    agent = policy.agent.state_dict() | {"generator": torch.zeros(16, dtype=torch.uint8)}
+    state = {"agent": agent, "normalizer": policy.normalizer.state_dict(), "task": policy.task}
+    CheckpointStore(tmp_path / "run").save(800, state, None)
+    obs = observations(5)
+    assert np.array_equal(load(tmp_path / "run").act(obs), policy.act(obs))
+
+
 def test_which_policy_of_a_run_is_said_and_checked(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

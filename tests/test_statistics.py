@@ -21,6 +21,7 @@ from algd.analysis.statistics import (
     bootstrap_interval,
     interquartile_mean,
     mean_interval,
+    mean_proportion_interval,
     probability_of_improvement,
     proportion_interval,
     resampling_tail,
@@ -241,6 +242,30 @@ def test_share_has_wilsons_interval(successes: int, trials: int) -> None:
     interval = proportion_interval(successes, trials)
     assert interval.estimate == successes / trials
     assert interval[1:] == pytest.approx((expected.low, expected.high))
+
+
+def test_a_mean_of_shares_squares_and_adds_the_ends_of_wilsons_intervals() -> None:
+    assert mean_proportion_interval([(2, 5)]) == pytest.approx(proportion_interval(2, 5))
+    (first, low, high), other = proportion_interval(2, 5), proportion_interval(10, 10)
+    estimate, below, above = mean_proportion_interval([(2, 5), (0, 0), (10, 10)])
+    assert estimate == (first + 1.0) / 2.0
+    squares = (first - low) ** 2 + (1.0 - other.low) ** 2
+    assert (2.0 * (estimate - below)) ** 2 == pytest.approx(squares)
+    assert above == pytest.approx(estimate + (high - first) / 2.0)
+    assert np.isnan(mean_proportion_interval([(0, 0)])).all()
+
+
+@pytest.mark.parametrize("truths", [(0.5, 0.5), (0.9, 0.3), (0.95, 0.95, 0.5)])
+def test_intervals_of_mean_proportions_hold_the_truth(truths: tuple[float, ...]) -> None:
+    generator = np.random.default_rng(8)
+    held = 0
+    for _ in range(EXPERIMENTS):
+        counts = [
+            (int(generator.binomial(n, p)), n) for n, p in zip((5, 10, 3), truths, strict=False)
+        ]
+        _, low, high = mean_proportion_interval(counts)
+        held += low <= np.mean(truths) <= high
+    assert held / EXPERIMENTS >= 0.93
 
 
 def test_share_of_nothing_is_unknown_and_more_successes_than_trials_are_refused() -> None:

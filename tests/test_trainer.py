@@ -180,6 +180,36 @@ def test_the_agents_rewards_have_the_scale_that_was_asked_for(tmp_path: Path) ->
     assert float(rows(run_dir)[-1]["train/reward_scale"]) == trainer.reward_scale
 
 
+@pytest.mark.parametrize(
+    ("env_id", "ends"), [("AnalyticBandit2-v0", "terminated"), ("AnalyticFinite-v0", "truncated")]
+)
+def test_replay_remembers_terminations_and_no_time_limits(
+    tmp_path: Path, env_id: str, ends: str
+) -> None:
+    """One ends each of its steps, the other each episode by its time limit alone."""
+    config = load_config([], TINY | {"env.id": env_id, "train.total_steps": 150})
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    trainer = Trainer(config, run_dir)
+    trainer.run()
+    assert trainer.recent_episodes  # some came to their end
+    terminated = trainer.replay.unpack(trainer.replay.table)[5][:150]
+    assert terminated.tolist() == [float(ends == "terminated")] * 150
+
+
+def test_one_row_a_batch_is_enough(tmp_path: Path) -> None:
+    directory = run(tmp_path / "run", train__batch_size=1, train__total_steps=100)
+    assert float(rows(directory)[-1]["train/multiplier_std"]) == 0.0
+
+
+def test_a_replay_holds_a_step_of_all_environments(tmp_path: Path) -> None:
+    directory = run(tmp_path / "run", env__num_envs=300)  # more than the 200 steps asked for
+    assert int(rows(directory)[-1]["env_step"]) == 300
+    with pytest.raises(ConfigError, match=r"must hold a step of all env.num_envs \(4\), got 3"):
+        run(tmp_path / "other", env__num_envs=4, train__buffer_size=3)
+    assert not (tmp_path / "other").exists()
+
+
 def test_loaded_policy_acts_in_the_box_of_the_environment(tmp_path: Path) -> None:
     policy = algd.load(run(tmp_path / "run", train__normalize_obs=True))
     env = make_env("AnalyticBandit2-v0")

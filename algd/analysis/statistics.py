@@ -256,6 +256,24 @@ def proportion_interval(
     return _wilson(successes / trials, _normal_quantile(confidence) ** 2 / trials)
 
 
+def mean_proportion_interval(
+    counts: Sequence[tuple[int, int]], *, confidence: float = _CONFIDENCE
+) -> Interval:
+    """Return the mean of several shares; ends are Wilson's, squared and added (Newcombe 1998).
+
+    Args:
+        counts: successes and trials of each; those without trials are passed over.
+        confidence: of the two-sided interval; of one share it is ``proportion_interval``'s.
+    """
+    ends = [proportion_interval(*pair, confidence=confidence) for pair in counts if pair[1]]
+    if not ends:
+        return UNKNOWN
+    share = float(np.mean([end.estimate for end in ends]))
+    below = np.linalg.norm([end.estimate - end.low for end in ends]) / len(ends)
+    above = np.linalg.norm([end.high - end.estimate for end in ends]) / len(ends)
+    return Interval(share, float(share - below), float(share + above))
+
+
 def _wilson(share: float, k: float) -> Interval:
     """Return all p with (share - p)^2 <= k p (1 - p)."""
     middle = (share + 0.5 * k) / (1.0 + k)

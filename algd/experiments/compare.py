@@ -21,8 +21,8 @@ from algd.analysis.statistics import (
     Interval,
     bootstrap_interval,
     mean_interval,
+    mean_proportion_interval,
     probability_of_improvement,
-    proportion_interval,
     share_interval,
 )
 from algd.errors import UserError
@@ -254,7 +254,7 @@ def _quantities(strata: Sequence[Sequence[RunSummary]], seed: int) -> dict[str, 
         "return": bootstrap_interval(columns("final_return"), seed=seed),
         "cost": bootstrap_interval(columns("final_cost"), **amount),
         "normalised_cost": bootstrap_interval(defined("normalised_cost"), **amount),
-        "p_safe": _share_of_runs(safe),
+        "p_safe": mean_proportion_interval([(int(runs.sum()), len(runs)) for runs in safe]),
         "episodes_within": share_interval(defined("episodes_within_limit")),
         "return_given_safe": mean_interval(safe_returns),
         "training_violations": share_interval(defined("training_violations")),
@@ -263,13 +263,6 @@ def _quantities(strata: Sequence[Sequence[RunSummary]], seed: int) -> dict[str, 
         "first_safe_step": Interval(first_safe, np.nan, np.nan),
         "return_area": bootstrap_interval(columns("return_area"), seed=seed),
     }
-
-
-def _share_of_runs(strata: Sequence[np.ndarray]) -> Interval:
-    """Return the share of runs, averaged over environments; of one, Wilson's interval of trials."""
-    if len(strata) == 1:
-        return proportion_interval(int(strata[0].sum()), len(strata[0]))
-    return share_interval(strata)
 
 
 def _p_better(
