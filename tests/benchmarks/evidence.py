@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.stats import t as student
 
 from algd.analysis.statistics import mean_interval
 from algd.experiments.compare import Comparison, compare
@@ -149,12 +148,14 @@ def markdown(comparisons: Sequence[Comparison]) -> str:
     for comparison in comparisons:
         ascent = [row.group.runs for row in comparison.rows if row.group.label == DUAL_ASCENT]
         for row in comparison.rows:
-            restlessness = np.array([oscillation(run) for run in row.group.runs])
+            runs = row.group.runs
+            restlessness = mean_interval(_oscillations(runs), bounds=(0.0, math.inf))
+            several = len({run.env_id for run in runs}) > 1
             steps = {one.final_step for one in row.summaries}
             cells = [
                 comparison.env_id,
                 f"`{row.group.label}`",
-                " ".join(str(run.seed) for run in row.group.runs),
+                f"{len(runs)} runs" if several else " ".join(str(run.seed) for run in runs),
                 " to ".join(f"{step / 1000:.0f}k" for step in sorted({min(steps), max(steps)})),
                 *(
                     _interval(row.values[key], digits)
@@ -165,8 +166,8 @@ def markdown(comparisons: Sequence[Comparison]) -> str:
                         ("training_violations", 2),
                     )
                 ),
-                _interval(mean_interval([restlessness], bounds=(0.0, math.inf)), 0),
-                _interval(oscillation_ratio(row.group.runs, ascent[0]), 2)
+                "" if several else _interval(restlessness, 0),
+                _interval(oscillation_ratio(runs, ascent[0]), 2)
                 if ascent and row.group.label != DUAL_ASCENT
                 else "",
             ]
@@ -184,26 +185,33 @@ def oscillation(run: RunData) -> float:
 def oscillation_ratio(
     runs: Sequence[RunData], references: Sequence[RunData]
 ) -> tuple[float, float, float]:
-    """Return the ratio of geometric mean oscillations and its interval of 95 % (Welch, of logs)."""
+    """Return the ratio of geometric mean oscillations and its interval of 95 % (Welch, of logs).
+
+    Of several environments it is the geometric mean of their ratios.
+    """
     ours, theirs = (
-        [math.log(max(oscillation(run), _LEAST_OSCILLATION)) for run in group]
+        [np.log(np.maximum(part, _LEAST_OSCILLATION)) for part in _oscillations(group)]
         for group in (runs, references)
     )
-    middle = math.exp(np.mean(ours) - np.mean(theirs))
-    if min(len(ours), len(theirs)) < 2:
-        return middle, math.nan, math.nan
-    parts = [np.var(logs, ddof=1) / len(logs) for logs in (ours, theirs)]
-    if sum(parts) == 0.0:
-        return middle, middle, middle
-    freedom = sum(parts) ** 2 / (
-        parts[0] ** 2 / (len(ours) - 1) + parts[1] ** 2 / (len(theirs) - 1)
-    )
-    factor = math.exp(student.ppf(0.975, freedom) * math.sqrt(sum(parts)))
-    return middle, middle / factor, middle * factor
+    # The mean of both, one side negated, is half of their difference.
+    half = mean_interval([*ours, *(-part for part in theirs)])
+    ends = half[1:] if min(map(len, [*ours, *theirs])) > 1 else (math.nan, math.nan)
+    middle, low, high = (math.exp(2.0 * value) for value in (half.estimate, *ends))
+    return middle, low, high
+
+
+def _oscillations(runs: Sequence[RunData]) -> list[np.ndarray]:
+    """Return the oscillations of runs, by environment."""
+    found: dict[str, list[float]] = {}
+    for run in runs:
+        found.setdefault(run.env_id, []).append(oscillation(run))
+    return [np.array(values) for values in found.values()]
 
 
 def _interval(interval: Iterable[float], digits: int) -> str:
     middle, low, high = (f"{value:.{digits}f}" for value in interval)
+    if middle == "nan":  # what has no common scale over environments
+        return ""
     return middle if "nan" in (low, high) else f"{middle} [{low}, {high}]"
 
 

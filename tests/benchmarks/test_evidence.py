@@ -1,5 +1,6 @@
 """The benchmark's results: what is stored is what was run, and a different run is told apart."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -89,7 +90,9 @@ def test_oscillation_counts_from_the_first_third_on() -> None:
 
 def _run_of(costs: list[float]) -> RunData:
     steps = np.arange(len(costs)) * 10
-    return RunData(Path("a"), "a", {}, {"eval/cost": Series(steps, np.array(costs))}, {})
+    return RunData(
+        Path("a"), "a", {"env.id": "one"}, {"eval/cost": Series(steps, np.array(costs))}, {}
+    )
 
 
 def test_the_ratio_of_oscillations_is_of_geometric_means_with_welchs_interval() -> None:
@@ -100,3 +103,18 @@ def test_the_ratio_of_oscillations_is_of_geometric_means_with_welchs_interval() 
     # One degree of freedom: log 2 times Student's 12.706 either way.
     assert (low, high) == pytest.approx((0.25 * 2**-12.706, 0.25 * 2**12.706), rel=1e-3)
     assert np.isnan(evidence.oscillation_ratio(ours[:1], theirs)[1])
+
+
+def test_environments_count_alike_in_the_ratio_of_oscillations() -> None:
+    def twice(runs: list[RunData]) -> list[RunData]:
+        return [*runs, *(replace(run, config={"env.id": "other"}) for run in runs[:2])]
+
+    ours = [_run_of([0.0, 0.0, step]) for step in (2.0, 8.0, 4.0)]
+    theirs = [_run_of([0.0, 0.0, step]) for step in (16.0, 16.0, 16.0)]
+    alone = evidence.oscillation_ratio(ours, theirs)
+    assert alone[0] == pytest.approx(0.25)
+    assert evidence.oscillation_ratio(twice(ours), twice(theirs))[0] == pytest.approx(0.25)
+    more = [*twice(ours), *(replace(run, config={"env.id": "other"}) for run in theirs)]
+    # 2, 8, 16, 16, 16 there: a geometric mean of 16 * 2^(-4/5).
+    found = evidence.oscillation_ratio(more, twice(theirs))[0]
+    assert found == pytest.approx(np.sqrt(0.25 * 2 ** (-4 / 5)))
