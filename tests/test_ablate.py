@@ -242,7 +242,8 @@ def test_a_corridor_is_held_against_the_safe_optimum(tmp_path: Path) -> None:
     assert found.measures["mode_violations"] > 0.5
     # 37.3 without the constraint, 28.7 with it.
     assert found.measures["mode_of_optimum"] < 1.31
-    assert 0.0 <= found.measures["best_passage"] <= 1.0
+    # The optimum crosses to the other side from 88 % of the starts; who does not steer seldom does.
+    assert 0.0 < found.measures["best_passage"] < 0.6
 
 
 @pytest.mark.parametrize(("preset", "kind"), [("sac_alam", "gaussian"), ("algd", "diffusion")])

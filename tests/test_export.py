@@ -367,6 +367,8 @@ def test_which_policy_of_a_run_is_said_and_checked(
     write_export(policy, out, {})
     with pytest.raises(ConfigError, match="is an export, which holds one policy, got 'best_safe'"):
         load(out, policy="best_safe")
+    with pytest.raises(ConfigError, match="hf://someone/thing is an export, which holds one"):
+        load("hf://someone/thing", policy="best_safe")
 
 
 def test_training_does_not_go_on_from_an_export(

@@ -154,7 +154,7 @@ def resampling_tail(sizes: Sequence[int], confidence: float) -> float:
 def _student_band(strata: Strata, confidence: float) -> tuple[np.ndarray, np.ndarray]:
     """Return the interquartile mean plus and minus what Student's interval gives the mean."""
     middle = np.mean([interquartile_mean(scores.T) for scores in strata], axis=0)
-    half = _student_half(*_mean_variance(strata), confidence)
+    half = _student_half(strata, confidence)
     return middle - half, middle + half
 
 
@@ -179,7 +179,7 @@ def mean_interval(
     if not strata:
         return UNKNOWN
     estimate = float(np.mean([scores.mean() for scores in strata]))
-    half = float(_student_half(*_mean_variance(strata), confidence))
+    half = float(_student_half(strata, confidence))
     return _cut(estimate, estimate - half, estimate + half, bounds)
 
 
@@ -214,34 +214,29 @@ def share_interval(strata: Strata, *, confidence: float = _CONFIDENCE) -> Interv
     return _wilson(share, t2 * effect)
 
 
-def _mean_variance(strata: Strata) -> tuple[np.ndarray, np.ndarray]:
-    """Return the variance of the mean over tasks of their means, and its degrees of freedom.
+def _student_half(strata: Strata, confidence: float) -> np.ndarray:
+    """Return half the length of Student's interval of the mean over tasks of their means.
 
     Spreads may differ between tasks: degrees of freedom are Welch's (Satterthwaite 1946). A task of
     one run is given the spread inside the others; NaN where no task has two.
     """
+    from scipy.special import stdtrit
+
     told = [scores for scores in strata if len(scores) > 1]
     shape = strata[0].shape[1:]
     if not told:
-        return np.full(shape, np.nan), np.full(shape, np.nan)
+        return np.full(shape, np.nan)
     freedom = sum(map(len, told)) - len(told)
     single = len(strata) - len(told)
     parts = []
     for scores in told:
         borrowed = single * (len(scores) - 1) / freedom
         parts.append(scores.var(axis=0, ddof=1) * (1.0 / len(scores) + borrowed) / len(strata) ** 2)
-    total = np.sum(parts, axis=0)
+    variance = np.sum(parts, axis=0)
     doubt = np.sum([p**2 / (len(t) - 1) for p, t in zip(parts, told, strict=True)], axis=0)
     # Scores that are all equal leave no doubt to divide by.
-    degrees = np.divide(total**2, doubt, out=np.full(shape, float(freedom)), where=doubt > 0)
-    return total, degrees
-
-
-def _student_half(variance: np.ndarray, freedom: np.ndarray, confidence: float) -> np.ndarray:
-    """Return half the length of Student's interval of a mean."""
-    from scipy.special import stdtrit
-
-    return stdtrit(freedom, 0.5 + 0.5 * confidence) * np.sqrt(variance)
+    degrees = np.divide(variance**2, doubt, out=np.full(shape, float(freedom)), where=doubt > 0)
+    return stdtrit(degrees, 0.5 + 0.5 * confidence) * np.sqrt(variance)
 
 
 def proportion_interval(

@@ -14,10 +14,14 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from algd.errors import ConfigError, UserError
 from algd.experiments.ablation import TASKS, Cell
+
+if TYPE_CHECKING:
+    from algd.diffusion.policy import DiffusionPolicyConfig
+    from algd.diffusion.release import ReleasePolicyConfig
 
 MEASURES_FILE = "measures.json"
 _SAMPLER_BATCH = 256
@@ -130,12 +134,9 @@ def _train_sampler(cell: Cell, updates: int) -> dict[str, float]:
         two_mode_energy,
     )
     from algd.diffusion.policy import DiffusionPolicyConfig
-    from algd.diffusion.release import ReleasePolicyConfig
     from algd.experiments.ablation_measures import measure_sampler
-    from algd.experiments.config import load_config
 
-    config = load_config(cell.presets, cell.overrides).policy
-    assert isinstance(config, DiffusionPolicyConfig | ReleasePolicyConfig)  # see require_trainable
+    config = _denoising_policy(cell)
     if isinstance(config, DiffusionPolicyConfig):
         # Nothing competes for the time of a critic here: every row carries the score term.
         config = replace(config, score_batch_size=None)
@@ -158,6 +159,20 @@ def _train_sampler(cell: Cell, updates: int) -> dict[str, float]:
     return measures | {"cpu_seconds": spent}
 
 
+def _denoising_policy(cell: Cell) -> "DiffusionPolicyConfig | ReleasePolicyConfig":
+    """Return the policy of a cell without an environment; refuse one that is no sampler."""
+    from algd.diffusion.policy import DiffusionPolicyConfig
+    from algd.diffusion.release import ReleasePolicyConfig
+    from algd.experiments.config import load_config
+
+    config = load_config(cell.presets, cell.overrides).policy
+    if not isinstance(config, DiffusionPolicyConfig | ReleasePolicyConfig):
+        raise ConfigError(
+            f"{cell.task.name} needs a denoising policy (diffusion, release), got {config.kind}"
+        )
+    return config
+
+
 def require_trainable(cells: Sequence[Cell]) -> None:
     """Look at every setting once, before anything is written.
 
@@ -173,13 +188,11 @@ def require_trainable(cells: Sequence[Cell]) -> None:
     for cell in cells:
         if cell.seed != cells[0].seed:
             continue
+        if cell.task.sampler_dim:
+            _denoising_policy(cell)
+            continue
         config = load_config(cell.presets, cell.overrides)
-        if cell.task.sampler_dim and config.policy.kind not in ("diffusion", "release"):
-            raise ConfigError(
-                f"{cell.task.name} needs a denoising policy (diffusion, release), "
-                f"got {config.policy.kind}"
-            )
-        if cell.task.sampler_dim or cell.task.name in made:
+        if cell.task.name in made:
             continue
         made.add(cell.task.name)
         try:

@@ -86,17 +86,18 @@ def load(source: str | Path, *, policy: str = "latest") -> LoadedPolicy:
 
     if policy not in POLICIES:
         raise ConfigError(f"policy must be one of {', '.join(POLICIES)}, got {policy!r}")
-    if str(source).startswith(HUB_PREFIX):
+    from algd.training.exported import is_export, load_export
+
+    directory = Path(source)
+    on_hub = str(source).startswith(HUB_PREFIX)
+    if (on_hub or is_export(directory)) and policy != "latest":
+        raise ConfigError(f"{source} is an export, which holds one policy, got {policy!r}")
+    if on_hub:
         from algd.training.hub import load_from_hub
 
         repo, _, revision = str(source).removeprefix(HUB_PREFIX).partition("@")
         return load_from_hub(repo, revision=revision or None)
-    directory = Path(source)
-    from algd.training.exported import is_export, load_export
-
     if is_export(directory):
-        if policy != "latest":
-            raise ConfigError(f"{directory} is an export, which holds one policy, got {policy!r}")
         return load_export(directory)
     store = CheckpointStore(directory)
     state = store.load() if policy == "latest" else store.load_policy(policy)

@@ -149,7 +149,6 @@ def markdown(comparisons: Sequence[Comparison]) -> str:
         ascent = [row.group.runs for row in comparison.rows if row.group.label == DUAL_ASCENT]
         for row in comparison.rows:
             runs = row.group.runs
-            restlessness = mean_interval(_oscillations(runs), bounds=(0.0, math.inf))
             several = len({run.env_id for run in runs}) > 1
             steps = {one.final_step for one in row.summaries}
             cells = [
@@ -166,7 +165,9 @@ def markdown(comparisons: Sequence[Comparison]) -> str:
                         ("training_violations", 2),
                     )
                 ),
-                "" if several else _interval(restlessness, 0),
+                ""
+                if several
+                else _interval(mean_interval(_oscillations(runs), bounds=(0.0, math.inf)), 0),
                 _interval(oscillation_ratio(runs, ascent[0]), 2)
                 if ascent and row.group.label != DUAL_ASCENT
                 else "",

@@ -82,7 +82,6 @@ def _resume(run_dir: Path) -> int:
         raise CheckpointError(
             f"{run_dir} is an exported policy, which cannot be trained on; resume its run"
         )
-
     return _until_stopped(lambda: resume(run_dir))
 
 
