@@ -5,13 +5,17 @@ autograd node stands for the whole ensemble, so that a pass costs matrix product
 each member runs its own products (several times faster here than one batched product), gradients
 that nobody asked for are never formed, and activations overwrite their argument where they can.
 
-float32 products go to oneDNN, which torch carries for its compiler: 2.1 times the rate of torch's
-default (MKL) on AMD processors, where MKL leaves AVX-512 unused, and no slower elsewhere.
+float32 products go to oneDNN, which torch carries for its compiler, except on Intel's processors.
+On AMD's it runs at 2.1 times the rate of torch's default (MKL), which leaves AVX-512 unused there;
+on Intel's both have one rate, and calling oneDNN costs 40 us more (half of a product of 128 rows
+and columns; updates of the benchmark's size take 1.3 times as long).
 """
 
 import platform
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -20,12 +24,23 @@ from torch import Tensor
 
 T = TypeVar("T")
 
-_HAS_ONEDNN = (
+
+
+def _is_intel() -> bool:
+    try:
+        about = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return re.search(r"^vendor_id\s*: GenuineIntel$", about, re.MULTILINE) is not None
+
+
+_USES_ONEDNN = (
     platform.machine().lower() in ("x86_64", "amd64")
     and torch.backends.mkldnn.is_available()
     and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    and not _is_intel()
 )
-_ONEDNN: Any = torch.ops.mkldnn._linear_pointwise.default if _HAS_ONEDNN else None
+_ONEDNN: Any = torch.ops.mkldnn._linear_pointwise.default if _USES_ONEDNN else None
 # Below these widths, and for few rows, calling oneDNN costs more than the product (measured).
 _MIN_WIDTH, _MIN_ROWS = 16, 32
 
@@ -42,7 +57,7 @@ def product(
     """
     (rows, inner), columns = left.shape, right.shape[1]
     wide = inner >= _MIN_WIDTH and columns >= _MIN_WIDTH and rows >= _MIN_ROWS
-    if wide and _HAS_ONEDNN and left.dtype == torch.float32:
+    if wide and _USES_ONEDNN and left.dtype == torch.float32:
         return _ONEDNN(left, right_transposed, bias, "none", [], "")
     if 1 < columns < _MIN_WIDTH and left.stride(1) == 1:
         # MKL takes a narrow factor 2 to 4 times faster the other way round (measured).

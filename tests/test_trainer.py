@@ -8,6 +8,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+import torch
 
 import algd
 from alam.multiplier import MULTIPLIERS
@@ -16,6 +17,7 @@ from algd.environments.make import make_env
 from algd.environments.subprocess_vector import SubprocessVectorEnv
 from algd.errors import ConfigError, EnvironmentFault
 from algd.experiments.config import dump_yaml, load_config
+from algd.training.checkpoint import CheckpointStore
 from algd.training.durable_files import replace_durably
 from algd.training.stopping import Interrupted
 from algd.training.trainer import Trainer, resume, train
@@ -108,8 +110,16 @@ def test_resume_gives_the_same_bytes_as_an_undisturbed_run(
     overrides = TINY | task | changes
     whole = tmp_path / "whole"
     train(load_config([], overrides), whole)
-    broken = tmp_path / "broken"
-    config = load_config([], overrides)
+    broken = stopped_at_130(tmp_path / "broken", overrides, monkeypatch)
+    resume(broken)
+    for name in ("metrics.csv", "episodes.csv"):
+        assert (whole / name).read_bytes() == (broken / name).read_bytes()
+
+
+def stopped_at_130(
+    directory: Path, overrides: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """Train until a stop is asked for in step 130."""
     original = Trainer._step_environment
 
     def stop_at_130(trainer: Trainer) -> None:
@@ -117,13 +127,45 @@ def test_resume_gives_the_same_bytes_as_an_undisturbed_run(
         if trainer.env_step >= 130:
             trainer.stop.signal_number = 2
 
-    monkeypatch.setattr(Trainer, "_step_environment", stop_at_130)
-    with pytest.raises(Interrupted, match="stopped at step 13"):
-        train(config, broken)
-    monkeypatch.setattr(Trainer, "_step_environment", original)
-    resume(broken)
-    for name in ("metrics.csv", "episodes.csv"):
-        assert (whole / name).read_bytes() == (broken / name).read_bytes()
+    config = load_config([], overrides)
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_step_environment", stop_at_130)
+        with pytest.raises(Interrupted, match="stopped at step 13"):
+            train(config, directory)
+    return directory
+
+
+@pytest.mark.parametrize("policy", ["gaussian", "ve"])
+def test_a_run_saved_on_another_kind_of_device_goes_on_with_a_warning(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    policy: str,
+) -> None:
+    """The checkpoint is given what a CUDA device leaves: short generators, capturable Adam."""
+    directory = stopped_at_130(tmp_path / "run", TINY | POLICIES[policy], monkeypatch)
+    load, loaded = CheckpointStore.load, []
+
+    def load_of_gpu(store: CheckpointStore, path: Path | None = None) -> Any:
+        state = load(store, path)
+        state["sampling"] = state["agent"]["generator"] = torch.zeros(16, dtype=torch.uint8)
+        for group in state["agent"]["critics"]["optimizer"]["param_groups"]:
+            group["capturable"] = True
+        loaded.append(state)
+        return state
+
+    def run_on_a_cpu(trainer: Trainer) -> None:
+        (group,) = trainer.agent.critics.optimizer.param_groups
+        assert group["capturable"] is False
+        original(trainer)
+
+    original = Trainer.run
+    monkeypatch.setattr(CheckpointStore, "load", load_of_gpu)
+    monkeypatch.setattr(Trainer, "run", run_on_a_cpu)
+    resume(directory)
+    assert loaded
+    assert "saved on another kind of device; it goes on here (cpu)" in caplog.text
+    assert int(rows(directory)[-1]["env_step"]) == 200
 
 
 def test_updates_overlap_the_steps_of_the_environments(

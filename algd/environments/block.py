@@ -154,6 +154,11 @@ class EnvBlock:
                 rows.drop(slice(index, index + 1), self._remade(runner))
         return crashes
 
+    @property
+    def episode_indices(self) -> list[int]:
+        """Return which episodes are running."""
+        return [runner.episode_index for runner in self._runners]
+
     def snapshot(self) -> list[EpisodeSnapshot]:
         """Return the running episodes."""
         return [runner.snapshot() for runner in self._runners]

@@ -64,6 +64,18 @@ class EpisodeSnapshot(TypedDict):
     cost: float
 
 
+def lost_episode(episode_index: int, *, obs_dim: int, action_dim: int) -> EpisodeSnapshot:
+    """Return what makes `EpisodeRunner.restore` start the episode after this one."""
+    return {
+        "episode_index": episode_index,
+        "seed": -1,  # of no episode
+        "actions": np.zeros((0, action_dim), np.float32),
+        "obs": np.zeros(obs_dim, np.float32),
+        "return_": 0.0,
+        "cost": 0.0,
+    }
+
+
 class EpisodeRunner:
     """Runs the episodes of one environment, each from its own seed (see `episode_seed`).
 
@@ -131,10 +143,12 @@ class EpisodeRunner:
         return self._start(snapshot["episode_index"] + 1), False
 
     def _replay(self, snapshot: EpisodeSnapshot) -> bool:
-        actions = snapshot["actions"]
-        self._start(snapshot["episode_index"])
-        if self._episode_seed() != snapshot["seed"] or len(actions) >= len(self._actions):
+        actions, index = snapshot["actions"], snapshot["episode_index"]
+        if snapshot["seed"] != episode_seed(self._seed, self.env_index, index):
             return False
+        if len(actions) >= len(self._actions):
+            return False
+        self._start(index)
         for action in actions:
             if self.step(action).episode is not None:
                 return False

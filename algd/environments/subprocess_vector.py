@@ -31,6 +31,7 @@ from algd.environments.vector import (
     Float32Array,
     StepResult,
     check_actions,
+    pack_lost,
     pack_snapshot,
     step_result,
     unpack_snapshot,
@@ -115,6 +116,10 @@ class SubprocessVectorEnv:
                 worker.send(Command.SNAPSHOT)
         parts = self._collect(self._snapshots_of, EnvBlock.snapshot)
         return pack_snapshot(self._config, self._seed, [one for part in parts for one in part])
+
+    def lost_snapshot(self) -> dict[str, Any]:
+        """Return a snapshot that gives them up (see `VectorCostEnv.lost_snapshot`)."""
+        return pack_lost(self._config, self._seed, self._running.tolist(), self)
 
     def restore(self, snapshot: dict[str, Any]) -> tuple[Float32Array, list[int]]:
         """Bring the episodes of `snapshot` back (see `VectorCostEnv.restore`)."""

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from algd.environments.block import EnvBlock, Float32Array, Rows, transition_dtype
-from algd.environments.episodes import EpisodeRecord, EpisodeSnapshot
+from algd.environments.episodes import EpisodeRecord, EpisodeSnapshot, lost_episode
 from algd.environments.make import EnvConfig
 from algd.errors import CheckpointError, ConfigError
 
@@ -74,6 +74,13 @@ class VectorCostEnv(Protocol):
 
     def snapshot(self) -> dict[str, Any]:
         """Return the running episodes: dicts and lists of JSON-able values and numpy arrays."""
+        ...
+
+    def lost_snapshot(self) -> dict[str, Any]:
+        """Return a snapshot that gives up the running episodes; no environment is asked for it.
+
+        For use after a fault: `restore` drops them all and starts the next ones.
+        """
         ...
 
     def restore(self, snapshot: dict[str, Any]) -> tuple[Float32Array, list[int]]:
@@ -153,6 +160,10 @@ class SyncVectorEnv:
         """Return the running episodes (see `VectorCostEnv.snapshot`)."""
         return pack_snapshot(self._config, self._seed, self._block.snapshot())
 
+    def lost_snapshot(self) -> dict[str, Any]:
+        """Return a snapshot that gives them up (see `VectorCostEnv.lost_snapshot`)."""
+        return pack_lost(self._config, self._seed, self._block.episode_indices, self)
+
     def restore(self, snapshot: dict[str, Any]) -> tuple[Float32Array, list[int]]:
         """Bring the episodes of `snapshot` back (see `VectorCostEnv.restore`)."""
         restored = self._block.restore(unpack_snapshot(self._config, self._seed, snapshot))
@@ -206,6 +217,14 @@ def pack_snapshot(
         "num_envs": config.num_envs,
         "envs": [dict(episode) for episode in episodes],
     }
+
+
+def pack_lost(
+    config: EnvConfig, seed: int, episode_indices: Sequence[int], env: VectorCostEnv
+) -> dict[str, Any]:
+    """Put together what drops the running episodes of `env` and starts the next ones."""
+    sizes = {"obs_dim": env.obs_dim, "action_dim": env.action_dim}
+    return pack_snapshot(config, seed, [lost_episode(one, **sizes) for one in episode_indices])
 
 
 def unpack_snapshot(

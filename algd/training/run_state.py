@@ -35,10 +35,10 @@ def policy_state(trainer: "Trainer") -> dict[str, Any]:
 def training_state(trainer: "Trainer", *, with_env: bool = True) -> dict[str, Any]:
     """Return everything that a bitwise continuation needs, besides the replay rows.
 
-    ``with_env`` false leaves the running episodes out: after a fault they cannot be repeated.
+    ``with_env`` false gives the running episodes up: after a fault they cannot be repeated.
     """
     return policy_state(trainer) | {
-        "env": trainer.env.snapshot() if with_env else None,
+        "env": trainer.env.snapshot() if with_env else trainer.env.lost_snapshot(),
         "returns": None if trainer.returns is None else trainer.returns.state_dict(),
         "acting": trainer.acting.get_state(),
         "sampling": trainer.sampling.get_state(),
@@ -62,13 +62,25 @@ def training_state(trainer: "Trainer", *, with_env: bool = True) -> dict[str, An
 
 
 def restore_training(trainer: "Trainer", state: dict[str, Any]) -> None:
-    """Bring back what ``training_state`` returned; episodes are replayed to their last step."""
-    trainer.agent.load_state_dict(state["agent"])
+    """Bring back what ``training_state`` returned; episodes are replayed to their last step.
+
+    What a kind of device draws, another cannot go on with: there new streams of noise begin.
+    """
+    agent, same_kind = state["agent"], len(state["sampling"]) == len(trainer.sampling.get_state())
+    if same_kind:
+        trainer.sampling.set_state(state["sampling"].cpu())
+    else:
+        agent = {name: part for name, part in agent.items() if name != "generator"}
+        _log.warning(
+            "the run was saved on another kind of device; it goes on here (%s), but with other "
+            "random numbers than it would have had there",
+            trainer.device,
+        )
+    trainer.agent.load_state_dict(agent)
     trainer.normalizer.load_state_dict(state["normalizer"])
     if trainer.returns is not None:
         trainer.returns.load_state_dict(state["returns"])
     trainer.acting.set_state(state["acting"])
-    trainer.sampling.set_state(state["sampling"].cpu())
     trainer.exploration.bit_generator.state = state["exploration"]
     counters = state["counters"]
     trainer.env_step = counters["env_step"]
@@ -83,18 +95,13 @@ def restore_training(trainer: "Trainer", state: dict[str, Any]) -> None:
     trainer.recent_episodes.extend(tuple(row) for row in window["recent"])
     trainer.evaluations = state["evaluations"]
     trainer.best_safe = state["best_safe"]
-    dropped: list[int] = []
-    if state["env"] is None:
-        trainer.obs, restarted = trainer.env.reset(), range(trainer.env.num_envs)
-    else:
-        trainer.obs, dropped = trainer.env.restore(state["env"])
-        restarted = dropped
+    trainer.obs, dropped = trainer.env.restore(state["env"])
     if trainer.returns is not None:
-        trainer.returns.forget(restarted)
+        trainer.returns.forget(dropped)
     if dropped:
         trainer.dropped_episodes += len(dropped)
         _log.warning(
-            "the running episodes of environments %s could not be repeated bit for bit here; "
-            "they are dropped and new ones started",
+            "the running episodes of environments %s cannot be repeated bit for bit; "
+            "they are dropped and the next ones started",
             dropped,
         )

@@ -193,7 +193,6 @@ class Trainer:
                 if self.stop.signal_number is None:
                     raise self._after_fault(fault) from fault
                 _log.warning("%s; the running episodes are dropped", fault)
-                self.dropped_episodes += self.env.num_envs
                 self._stop_if_asked(with_env=False)
 
     def _step_environment(self) -> None:

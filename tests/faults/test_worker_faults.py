@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from faults.tiny_runs import run
 
 from algd.environments.episodes import episode_seed
 from algd.environments.make import EnvConfig
@@ -160,3 +161,23 @@ def test_training_survives_and_stores_no_row_of_the_crash(tmp_path: Path) -> Non
     with (run_dir / "episodes.csv").open() as file:
         episodes = [(row["env_index"], row["episode_index"]) for row in csv.DictReader(file)]
     assert ("1", "1") not in episodes
+
+
+@pytest.mark.parametrize("vector", ["sync", "parallel"])
+def test_a_run_resumed_after_a_fault_goes_on_with_the_next_episodes(
+    tmp_path: Path, vector: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    run_dir = tmp_path / "run"
+    crashing = {"how": "exception", "index": 1, "episode": 2}
+    settings = {"env__num_envs": 2, "env__vector": vector, "env__max_restarts": 0}
+    with pytest.raises(EnvironmentFault, match="training stopped at step 24, checkpoint kept"):
+        run(run_dir, env__id=CRASHING, env__kwargs=crashing, **settings)
+    trainer.resume(run_dir)
+    assert "environments [0, 1] cannot be repeated" in caplog.text
+    with (run_dir / "episodes.csv").open() as file:
+        episodes = [(row["env_index"], row["episode_index"]) for row in csv.DictReader(file)]
+    # 120 steps, of which two of each environment fell into the episodes that were given up.
+    expected = [(str(env), str(n)) for n in (0, 1, *range(3, 12)) for env in (0, 1)]
+    assert episodes == expected
+    with (run_dir / "metrics.csv").open() as file:
+        assert float(list(csv.DictReader(file))[-1]["train/dropped_episodes"]) == 2.0
