@@ -25,7 +25,6 @@ from torch import Tensor
 T = TypeVar("T")
 
 
-
 def _is_intel() -> bool:
     try:
         about = Path("/proc/cpuinfo").read_text()
