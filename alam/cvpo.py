@@ -28,7 +28,7 @@ from alam.lagrangian import ConstraintConfig
 from alam.multiplier import FixedConfig, FixedMultiplier, MultiplierConfig
 from alam.networks import Activation, make_adam, polyak_update
 from alam.sac import GaussianLearner
-from alam.types import Batch, Metrics
+from alam.types import Batch, Due, Metrics
 from alam.variational_dual import Dual, mean_kl_to_uniform, solve_dual
 
 
@@ -172,9 +172,8 @@ class CVPOAgent(GaussianLearner):
         self.kl_coefs_max = torch.tensor([p.mean_kl_coef_max, p.std_kl_coef_max], device=device)
         self.kl_coefs = torch.zeros(2, device=device)
 
-    def update(self, batch: Batch) -> Metrics:
+    def take_update(self, batch: Batch, due: Due) -> Metrics:
         """Critics, E-step, M-step, then targets."""
-        self.num_updates += 1
         samples = self.config.policy.num_action_samples
         noise = torch.randn(
             1 + samples, *batch.action.shape, generator=self.generator, device=self.device
@@ -187,7 +186,8 @@ class CVPOAgent(GaussianLearner):
             latent = old_mean + old_log_std.exp() * noise[1:]
             weights, e_metrics = self._expectation(batch.obs, torch.tanh(latent))
         metrics |= e_metrics | self._maximization(batch.obs, latent, weights, old_mean, old_log_std)
-        self.polyak_if_due()
+        if due.targets:
+            self.critics.polyak()
         polyak_update(self.old_policy, self.policy, rate=self.config.policy.target_update_rate)
         return metrics
 
@@ -198,7 +198,7 @@ class CVPOAgent(GaussianLearner):
         config = self.config.policy
         q_reward, q_cost = self.critics.target_values(obs, action)
         violation = self.constraint.violation(q_cost)
-        self.dual = solve_dual(
+        dual = solve_dual(
             q_reward,
             violation,
             self.dual,
@@ -206,14 +206,16 @@ class CVPOAgent(GaussianLearner):
             multiplier_max=config.multiplier_max,
             steps=config.dual_steps,
         )
-        multiplier = self.dual.multiplier.to(q_reward.dtype)
+        for held, value in zip(self.dual, dual, strict=True):
+            held.copy_(value)
+        multiplier = dual.multiplier.to(q_reward.dtype)
         cast("FixedMultiplier", self.multiplier).value.copy_(multiplier)
         weights = F.softmax(
-            (q_reward - multiplier * violation) / self.dual.temperature.to(q_reward.dtype), dim=0
+            (q_reward - multiplier * violation) / dual.temperature.to(q_reward.dtype), dim=0
         )
         return weights, {
             "train/multiplier": multiplier,
-            "train/dual_temperature": self.dual.temperature,
+            "train/dual_temperature": dual.temperature,
             "train/dual_kl": mean_kl_to_uniform(weights),
             "train/violation": violation.mean(),
             "train/target_violation": (weights * violation).sum(0).mean(),
@@ -233,10 +235,8 @@ class CVPOAgent(GaussianLearner):
             mean, log_std = self.policy(obs)
             kl = torch.stack(decoupled_kl(old_mean, old_log_std, mean, log_std))
             excess = kl - self.kl_bounds
-            self.kl_coefs = torch.minimum(
-                (self.kl_coefs + self.kl_rates * excess.detach()).clamp(min=0.0),
-                self.kl_coefs_max,
-            )
+            self.kl_coefs.add_(self.kl_rates * excess.detach()).clamp_(min=0.0)
+            torch.minimum(self.kl_coefs, self.kl_coefs_max, out=self.kl_coefs)
             likelihood = weighted_likelihood(
                 latent, weights, mean, old_log_std
             ) + weighted_likelihood(latent, weights, old_mean, log_std)
@@ -268,5 +268,6 @@ class CVPOAgent(GaussianLearner):
         self.policy.load_state_dict(state["policy"])
         self.old_policy.load_state_dict(state["old_policy"])
         self.policy_optimizer.load_state_dict(state["policy_optimizer"])
-        self.dual = Dual(*(value.to(self.device) for value in state["dual"]))
-        self.kl_coefs = state["kl_coefs"].to(self.device)
+        for held, value in zip(self.dual, state["dual"], strict=True):
+            held.copy_(value)
+        self.kl_coefs.copy_(state["kl_coefs"])

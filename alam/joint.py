@@ -22,7 +22,7 @@ from alam.critics import SafeCritics
 from alam.multiplier import StatewiseALaM, StatewiseDual, network_metrics
 from alam.networks import make_adam
 from alam.sac import ConstrainedLearner, SACAgent
-from alam.types import Batch, Metrics
+from alam.types import Batch, Due, Metrics
 
 AgentT = TypeVar("AgentT", bound=ConstrainedLearner)
 _PARTS = ("critics", "constraint", "multiplier", "policy", "temperature")
@@ -107,12 +107,29 @@ class JointLearner(Generic[AgentT]):
         optimizer.param_groups[0]["lr"] = self._leading[optimizer]["lr"]
         optimizer.step()
 
-    def count_update(self) -> AgentT:
-        """Count an update of every agent; return the first, whose counters are those of all."""
+    def update(self, batch: Batch) -> Metrics:
+        """Update every seed on its slice of a batch with a leading seed dimension."""
+        return self.take_update(batch, self.count_update())
+
+    def count_update(self) -> Due:
+        """Count an update of every agent; return what is due in it, by seed for the multiplier."""
         _require_same(self.agents, "num_updates")  # none was updated alone in between
+        dues = [agent.count_update() for agent in self.agents]
+        return dues[0]._replace(multiplier=tuple(due.multiplier for due in dues))
+
+    def take_update(self, batch: Batch, due: Due) -> Metrics:
+        """Do what is due, on the device alone: a CUDA graph can hold it."""
+        raise NotImplementedError
+
+    @property
+    def generators(self) -> list[torch.Generator]:
+        """Where updates draw their noise."""
+        return [agent.generator for agent in self.agents]
+
+    def hold_learning_rates_on_device(self) -> None:
+        """Turn learning rates into tensors, which an update that was captured reads anew."""
         for agent in self.agents:
-            agent.num_updates += 1
-        return self.agents[0]
+            agent.hold_learning_rates_on_device()
 
     def update_critics(self, batch: Batch, next_action: Tensor, *next_bonus: Tensor) -> Metrics:
         """Take one regression step of all critics of all seeds."""
@@ -122,23 +139,21 @@ class JointLearner(Generic[AgentT]):
         return _detached(metrics)
 
     def update_multiplier(
-        self, obs: Float[Tensor, "Z B O"], violation: Float[Tensor, "Z B"]
+        self, obs: Float[Tensor, "Z B O"], violation: Float[Tensor, "Z B"], due: tuple[Any, ...]
     ) -> Metrics:
         """Take the step of every multiplier; networks together, single numbers in turn."""
         if self._networks:
-            return self._update_networks(obs, violation)
+            return self._update_networks(obs, violation, due[0])
         rows = [
-            agent.multiplier.update(obs[seed], violation[seed])
+            agent.multiplier.take_update(obs[seed], violation[seed], due[seed])
             for seed, agent in enumerate(self.agents)
         ]
         return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
-    def _update_networks(self, obs: Tensor, violation: Tensor) -> Metrics:
-        """Take the same steps as ``StatewiseDual.update`` and ``StatewiseALaM.update``."""
-        for network in self._networks:
-            network.num_updates += 1
+    def _update_networks(self, obs: Tensor, violation: Tensor, due: Any) -> Metrics:
+        """Take the same steps as ``take_update`` of the two kinds of networks."""
         multiplier = self._networks[0]
-        due = multiplier.num_updates % multiplier.config.interval == 0
+        step_due = due.regression if isinstance(multiplier, StatewiseALaM) else due
         aim, steps = violation, 1
         if isinstance(multiplier, StatewiseALaM):
             aim, steps = self.each(multiplier.target, obs, violation), multiplier.config.dual_steps
@@ -147,27 +162,26 @@ class JointLearner(Generic[AgentT]):
             value = multiplier.network(obs)
             return value, multiplier.loss(value, aim)
 
-        with torch.set_grad_enabled(due):
+        with torch.set_grad_enabled(step_due):
             value, loss = self.each(value_and_loss, obs, aim)
-        for step in range(steps if due else 0):
+        for step in range(steps if step_due else 0):
             if step:
                 loss = self.each(value_and_loss, obs, aim)[1]
             self.descend(self.multiplier_optimizer, loss)
         if isinstance(multiplier, StatewiseALaM):
-            config = multiplier.config
-            if not due:
+            if not step_due:
                 loss = torch.zeros_like(loss)
-            if multiplier.num_updates % config.dual_target_interval == 0:
-                self._polyak("multiplier.lagged", "multiplier.network", config.dual_target_rate)
+            if due.lagged_copy:
+                rate = multiplier.config.dual_target_rate
+                self._polyak("multiplier.lagged", "multiplier.network", rate)
         with torch.no_grad():
             return self.each(partial(network_metrics, multiplier), value, violation, loss)
 
-    def polyak_if_due(self) -> None:
-        """Move the target critics of all seeds at their interval."""
-        config = self.agents[0].critics.config
-        if self.agents[0].num_updates % config.target_update_interval == 0:
-            for kind in ("reward", "cost"):
-                self._polyak(f"critics.{kind}_target", f"critics.{kind}", config.target_update_rate)
+    def polyak(self) -> None:
+        """Move the target critics of all seeds."""
+        rate = self.agents[0].critics.config.target_update_rate
+        for kind in ("reward", "cost"):
+            self._polyak(f"critics.{kind}_target", f"critics.{kind}", rate)
 
     @torch.no_grad()
     def _polyak(self, target: str, source: str, rate: float) -> None:
@@ -209,7 +223,7 @@ class JointLearner(Generic[AgentT]):
 
 
 class JointSAC(JointLearner[SACAgent]):
-    """``SACAgent.update`` of several seeds."""
+    """``SACAgent.take_update`` of several seeds."""
 
     agent_type = SACAgent
 
@@ -220,20 +234,22 @@ class JointSAC(JointLearner[SACAgent]):
         self.policy_optimizer = self._join([agent.policy_optimizer for agent in agents])
         self.entropy_optimizer = self._join([agent.entropy_optimizer for agent in agents])
 
-    def update(self, batch: Batch) -> Metrics:
-        """Update every seed on its slice of a batch with a leading seed dimension."""
-        agent = self.count_update()
+    def take_update(self, batch: Batch, due: Due) -> Metrics:
+        """Critics, then policies and entropy coefficients, then multipliers, then targets."""
+        agent = self.agents[0]
         noise = self.draw(lambda agent: agent.draw_noise(batch.action.shape[1:]))
         entropy_coef = self.log_entropy_coef.exp()
         with torch.no_grad():
             next_action, next_log_prob = self.each(agent.policy.sample, batch.next_obs, noise[:, 0])
         bonus = -entropy_coef.unsqueeze(-1) * next_log_prob
         metrics = self.update_critics(batch, next_action, bonus)
-        if agent.num_updates % agent.config.policy.update_interval == 0:
+        if due.policy:
             violation, policy_metrics = self._update_policy(batch, noise[:, 1], entropy_coef)
             signal = self.each(agent.multiplier_signal, batch, violation)
-            metrics |= policy_metrics | self.update_multiplier(batch.obs, signal)
-        self.polyak_if_due()
+            metrics |= policy_metrics
+            metrics |= self.update_multiplier(batch.obs, signal, due.multiplier)
+        if due.targets:
+            self.polyak()
         return metrics
 
     def _update_policy(

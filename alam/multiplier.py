@@ -10,12 +10,14 @@ Out: multipliers >= 0, one per observation. Scalar kinds return the same number 
     statewise_dual   a network trained by dual ascent (FAC, arXiv 2105.10682)
     statewise_alam   a network regressed to a lagged dual target (arXiv 2605.00667)
 
-Choose with ``make_multiplier``; nothing downstream asks which kind it holds.
+Choose with ``make_multiplier``; nothing downstream asks which kind it holds. ``update`` is two
+halves: ``count_update`` keeps the counters, on the host, and says what is due; ``take_update`` does
+that, asks the host for nothing, and can stand in a CUDA graph (``alam.captured``).
 """
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, Literal, TypeVar, get_args
+from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar, get_args
 
 import torch
 import torch.nn.functional as F
@@ -267,9 +269,22 @@ class FixedMultiplier(nn.Module):
     def observe_episode(self, violation: float) -> None:
         """Ignore episode costs."""
 
-    def update(self, obs: Float[Tensor, "B O"], violation: Float[Tensor, " B"]) -> Metrics:  # noqa: ARG002
+    def count_update(self) -> Any:
+        """Count an update, on the host alone; return what is due in it, for ``take_update``."""
+        return None
+
+    def take_update(
+        self,
+        obs: Float[Tensor, "B O"],  # noqa: ARG002
+        violation: Float[Tensor, " B"],
+        due: Any,  # noqa: ARG002
+    ) -> Metrics:
         """Learn nothing; report the value."""
         return {"train/multiplier": self.value, "train/violation": violation.mean()}
+
+    def update(self, obs: Float[Tensor, "B O"], violation: Float[Tensor, " B"]) -> Metrics:
+        """Learn from the violations of fresh actions in a batch of states."""
+        return self.take_update(obs, violation, self.count_update())
 
     def full_state(self) -> dict[str, Any]:
         """Return the constant."""
@@ -303,18 +318,29 @@ class ScalarMultiplier(FixedMultiplier):
             self.accumulated += violation
             self.num_observed += 1
 
+    def count_update(self) -> int:
+        """Count an update; return how many signals the law steps on in it, 0 while it waits."""
+        self.num_observed += self.law_config.signal != "episode"
+        self.num_updates += 1
+        if self.num_updates % self.law_config.interval:
+            return 0
+        observed, self.num_observed = self.num_observed, 0
+        return observed
+
     @torch.no_grad()
-    def update(self, obs: Float[Tensor, "B O"], violation: Float[Tensor, " B"]) -> Metrics:  # noqa: ARG002
+    def take_update(
+        self,
+        obs: Float[Tensor, "B O"],  # noqa: ARG002
+        violation: Float[Tensor, " B"],
+        due: int,
+    ) -> Metrics:
         """Accumulate the signal and step the law when its interval is full."""
         if self.law_config.signal != "episode":
             self.accumulated += violation.mean()
-            self.num_observed += 1
-        self.num_updates += 1
-        if self.num_updates % self.law_config.interval == 0 and self.num_observed:
-            self.step(self.accumulated / self.num_observed)
+        if due:
+            self.step(self.accumulated / due)
             self.value.clamp_(0.0, self.law_config.multiplier_max)
             self.accumulated.zero_()
-            self.num_observed = 0
         at_bound = (self.value >= self.law_config.multiplier_max).float()
         return {
             "train/multiplier": self.value.clone(),
@@ -519,6 +545,20 @@ class StatewiseMultiplier(nn.Module, Generic[_Config]):
     def observe_episode(self, violation: float) -> None:
         """Ignore episode costs: they belong to no single state."""
 
+    def count_update(self) -> Any:
+        """Count an update, on the host alone; return what is due in it, for ``take_update``."""
+        raise NotImplementedError
+
+    def take_update(
+        self, obs: Float[Tensor, "B O"], violation: Float[Tensor, " B"], due: Any
+    ) -> Metrics:
+        """Do what is due, on the device alone."""
+        raise NotImplementedError
+
+    def update(self, obs: Float[Tensor, "B O"], violation: Float[Tensor, " B"]) -> Metrics:
+        """Learn from the violations of fresh actions in a batch of states."""
+        return self.take_update(obs, violation, self.count_update())
+
     def full_state(self) -> dict[str, Any]:
         """Return networks, optimiser and counter."""
         return {
@@ -545,16 +585,29 @@ class StatewiseDual(StatewiseMultiplier[StatewiseDualConfig]):
         held = (value >= self.config.multiplier_max) & (violation > 0)
         return -(torch.where(held, value.detach(), value) * violation).mean()
 
-    def update(self, obs: Float[Tensor, "B O"], violation: Float[Tensor, " B"]) -> Metrics:
-        """Take one step every ``interval`` updates."""
+    def count_update(self) -> bool:
+        """Count an update; return whether it takes a step, one every ``interval`` updates."""
         self.num_updates += 1
+        return self.num_updates % self.config.interval == 0
+
+    def take_update(
+        self, obs: Float[Tensor, "B O"], violation: Float[Tensor, " B"], due: bool
+    ) -> Metrics:
+        """Take one step where it is due."""
         value = self.network(obs)
         loss = self.loss(value, violation)
-        if self.num_updates % self.config.interval == 0:
+        if due:
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             self.optimizer.step()
         return network_metrics(self, value, violation, loss)
+
+
+class DueALaM(NamedTuple):
+    """What an update of ``StatewiseALaM`` does."""
+
+    regression: bool
+    lagged_copy: bool
 
 
 class StatewiseALaM(StatewiseMultiplier[StatewiseALaMConfig]):
@@ -596,21 +649,29 @@ class StatewiseALaM(StatewiseMultiplier[StatewiseALaMConfig]):
         """Return 1/2 E[(value - target)^2] of unclipped multipliers, which carry the gradient."""
         return 0.5 * (value - target).square().mean()
 
-    def update(self, obs: Float[Tensor, "B O"], violation: Float[Tensor, " B"]) -> Metrics:
-        """Regress ``dual_steps`` times to one target, then move the lagged copy when it is due."""
+    def count_update(self) -> DueALaM:
+        """Count an update; return what is due in it."""
         self.num_updates += 1
+        return DueALaM(
+            regression=self.num_updates % self.config.interval == 0,
+            lagged_copy=self.num_updates % self.config.dual_target_interval == 0,
+        )
+
+    def take_update(
+        self, obs: Float[Tensor, "B O"], violation: Float[Tensor, " B"], due: DueALaM
+    ) -> Metrics:
+        """Regress ``dual_steps`` times to one target, then move the lagged copy, where due."""
         target = self.target(obs, violation)
         loss = torch.zeros((), device=obs.device)
-        due = self.num_updates % self.config.interval == 0
-        with torch.set_grad_enabled(due):
+        with torch.set_grad_enabled(due.regression):
             value: Tensor = self.network(obs)
-        if due:
+        if due.regression:
             for step in range(self.config.dual_steps):
                 loss = self.loss(self.network(obs) if step else value, target)
                 self.optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 self.optimizer.step()
-        if self.num_updates % self.config.dual_target_interval == 0:
+        if due.lagged_copy:
             polyak_update(self.lagged, self.network, rate=self.config.dual_target_rate)
         return network_metrics(self, value, violation, loss)
 

@@ -5,6 +5,7 @@ multiplier; SAC-Lag, SAC-PID, SAC-ADRC and FAC by another multiplier; SAC withou
 and with a multiplier fixed at 0.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, ClassVar, Protocol
@@ -21,7 +22,7 @@ from alam.gaussian import GaussianPolicy, GaussianPolicyConfig
 from alam.lagrangian import Constraint, ConstraintConfig, cost_threshold
 from alam.multiplier import Multiplier, MultiplierConfig, StatewiseALaMConfig, make_multiplier
 from alam.networks import make_adam
-from alam.types import Batch, Metrics
+from alam.types import Batch, Due, Metrics
 
 
 @dataclass(frozen=True)
@@ -155,18 +156,54 @@ class ConstrainedLearner:
             return policy_violation.detach()
         return self.constraint.violation(self.critics.q_cost(batch.obs, batch.action))
 
-    def polyak_if_due(self) -> None:
-        """Move the target critics at their interval."""
-        if self.num_updates % self.critics.config.target_update_interval == 0:
-            self.critics.polyak()
+    def update(self, batch: Batch) -> Metrics:
+        """Take one gradient step of every part and return detached scalars."""
+        return self.take_update(batch, self.count_update())
 
-    def scale_learning_rates(self, scale: float) -> None:
-        """Set the rate of every optimiser to ``scale`` times the one that it was built with."""
+    def count_update(self) -> Due:
+        """Count an update of every part, on the host alone; return what is due in it."""
+        self.num_updates += 1
+        policy = self.num_updates % self.policy_interval == 0
+        return Due(
+            policy=policy,
+            targets=self.num_updates % self.critics.config.target_update_interval == 0,
+            multiplier=self.multiplier.count_update() if policy else None,
+        )
+
+    def take_update(self, batch: Batch, due: Due) -> Metrics:
+        """Do what is due, on the device alone: a CUDA graph can hold it."""
+        raise NotImplementedError
+
+    @property
+    def policy_interval(self) -> int:
+        """How many updates of the critics go with one of the policy."""
+        return 1
+
+    @property
+    def generators(self) -> list[torch.Generator]:
+        """Where updates draw their noise."""
+        return [self.generator]
+
+    def _param_groups(self) -> Iterator[dict[str, Any]]:
         for holder in (self, self.critics, self.multiplier, getattr(self, "temperature", None)):
             for optimizer in vars(holder).values() if holder is not None else ():
                 if isinstance(optimizer, torch.optim.Optimizer):
-                    for group in optimizer.param_groups:
-                        group["lr"] = scale * group.setdefault("initial_lr", group["lr"])
+                    yield from optimizer.param_groups
+
+    def scale_learning_rates(self, scale: float) -> None:
+        """Set the rate of every optimiser to ``scale`` times the one that it was built with."""
+        for group in self._param_groups():
+            rate = scale * group.setdefault("initial_lr", group["lr"])
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+
+    def hold_learning_rates_on_device(self) -> None:
+        """Turn learning rates into tensors, which an update that was captured reads anew."""
+        for group in self._param_groups():
+            group.setdefault("initial_lr", group["lr"])
+            group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32, device=self.device)
 
     def observe_episode_cost(self, cost: float) -> None:
         """Tell the multiplier the violation of a finished episode, in the constraint's unit."""
@@ -255,19 +292,25 @@ class SACAgent(GaussianLearner):
             [self.log_entropy_coef], learning_rate=policy.learning_rate
         )
 
-    def update(self, batch: Batch) -> Metrics:
+    @property
+    def policy_interval(self) -> int:
+        """How many updates of the critics go with one of the policy."""
+        return self.config.policy.update_interval
+
+    def take_update(self, batch: Batch, due: Due) -> Metrics:
         """Critics, then policy and entropy coefficient, then multiplier, then targets."""
-        self.num_updates += 1
         noise = self.draw_noise(batch.action.shape)
         entropy_coef = self.log_entropy_coef.exp()
         with torch.no_grad():
             next_action, next_log_prob = self.policy.sample(batch.next_obs, noise[0])
         metrics = self.critics.update(batch, next_action, -entropy_coef * next_log_prob)
-        if self.num_updates % self.config.policy.update_interval == 0:
+        if due.policy:
             violation, policy_metrics = self._update_policy(batch, noise[1], entropy_coef)
             signal = self.multiplier_signal(batch, violation)
-            metrics |= policy_metrics | self.multiplier.update(batch.obs, signal)
-        self.polyak_if_due()
+            metrics |= policy_metrics
+            metrics |= self.multiplier.take_update(batch.obs, signal, due.multiplier)
+        if due.targets:
+            self.critics.polyak()
         return metrics
 
     def draw_noise(self, shape: tuple[int, ...]) -> Float[Tensor, "2 B A"]:

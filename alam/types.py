@@ -30,7 +30,42 @@ class Batch(NamedTuple):
     terminated: Float[Tensor, " B"]
 
 
-class Agent(Protocol):
+class Due(NamedTuple):
+    """What is due in one update besides the critics: which intervals are full.
+
+    It is all that an update knows of the updates before it, weights and noise aside; so updates of
+    which the same is due run the same kernels.
+    """
+
+    policy: bool
+    targets: bool
+    """Whether the target critics move."""
+    multiplier: Any
+    """What ``count_update`` of the multiplier returned, None where the policy is not due."""
+
+
+class Updatable(Protocol):
+    """An update in two halves, so that the second can be captured: an agent, or several at once."""
+
+    def count_update(self) -> Due:
+        """Count an update of every part, on the host alone; return what is due in it."""
+        ...
+
+    def take_update(self, batch: Batch, due: Due) -> Metrics:
+        """Do what is due, on the device alone: a CUDA graph can hold it."""
+        ...
+
+    @property
+    def generators(self) -> list[torch.Generator]:
+        """Where updates draw their noise."""
+        ...
+
+    def hold_learning_rates_on_device(self) -> None:
+        """Turn learning rates into tensors, which a captured update reads anew."""
+        ...
+
+
+class Agent(Updatable, Protocol):
     """What the trainer needs of an agent; environment, replay and files never enter it."""
 
     def act(
@@ -44,7 +79,10 @@ class Agent(Protocol):
         ...
 
     def update(self, batch: Batch) -> Metrics:
-        """Take one gradient step of every part and return detached scalars."""
+        """Take one gradient step of every part and return detached scalars.
+
+        The same as ``take_update(batch, count_update())``.
+        """
         ...
 
     def observe_episode_cost(self, cost: float) -> None:

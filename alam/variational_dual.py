@@ -38,7 +38,7 @@ def dual_value(
     """
     temperature, multiplier = dual.temperature[..., None, None], dual.multiplier[..., None, None]
     exponent = (q_reward - multiplier * violation) / temperature
-    count = torch.tensor(float(len(q_reward)), dtype=exponent.dtype, device=exponent.device)
+    count = exponent.new_full((), len(q_reward))
     log_mean = exponent.logsumexp(-2) - count.log()
     return dual.temperature * (kl_bound + log_mean.mean(-1))
 
@@ -71,7 +71,7 @@ def solve_dual(
             (dual.multiplier + fractions * step).clamp(0.0, multiplier_max),
         )
         best = dual_value(q_reward, violation, candidates, kl_bound=kl_bound).argmin()
-        dual = Dual(candidates.temperature[best], candidates.multiplier[best])
+        dual = Dual(candidates.temperature.take(best), candidates.multiplier.take(best))
     return dual
 
 
@@ -118,5 +118,5 @@ def _newton_step(
 
 def mean_kl_to_uniform(weights: Float[Tensor, "S B"]) -> Float[Tensor, ""]:
     """Return E_s KL(q || pi_old), both on the same samples: E_s sum_i q_i log(q_i S)."""
-    count = torch.tensor(float(len(weights)), dtype=weights.dtype, device=weights.device)
+    count = weights.new_full((), len(weights))
     return (torch.xlogy(weights, weights).sum(0) + count.log()).mean()

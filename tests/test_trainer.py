@@ -9,6 +9,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from replayed_calls import record
 
 import algd
 from alam.multiplier import MULTIPLIERS
@@ -79,6 +80,41 @@ def test_same_config_and_seed_give_the_same_bytes(tmp_path: Path, policy: str) -
     for name in ("metrics.csv", "episodes.csv"):
         assert (first / name).read_bytes() == (second / name).read_bytes()
         assert (first / name).read_bytes() != (other / name).read_bytes()
+
+
+@pytest.mark.usefixtures("no_shape_checks")
+@pytest.mark.parametrize("policy", ["gaussian", "ve"])
+def test_a_run_by_captured_updates_is_the_eager_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: str
+) -> None:
+    """By what stands in for CUDA graphs on a CPU; stopped and resumed in between.
+
+    Graphs read batches from memory of their own, in another layout, which moves last bits.
+    """
+    overrides = TINY | POLICIES[policy] | {"train.cuda_graph": True}
+    train(load_config([], overrides), tmp_path / "eager")
+    monkeypatch.setattr(Trainer, "captures_updates", True)
+    monkeypatch.setattr("alam.captured.capture_on_cuda", record)
+    captured = stopped_at_130(tmp_path / "captured", overrides, monkeypatch)
+    resume(captured)
+    for actual, expected in zip(rows(captured), rows(tmp_path / "eager"), strict=True):
+        numbers = {name: float(value) for name, value in expected.items() if value}
+        assert {name: float(actual[name]) for name in numbers} == pytest.approx(numbers, rel=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("no_shape_checks")
+@pytest.mark.parametrize("policy", ["gaussian", "ve"])
+def test_a_run_by_cuda_graphs_stops_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: str
+) -> None:
+    changes = {"train.device": "cuda", "train.cuda_graph": True}
+    overrides = TINY | POLICIES[policy] | changes
+    directory = stopped_at_130(tmp_path / "run", overrides, monkeypatch)
+    resume(directory)
+    last = rows(directory)[-1]
+    assert int(last["env_step"]) == 200
+    assert np.isfinite(float(last["eval/return"]))
 
 
 def test_evaluation_frequency_does_not_change_training(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from alam.lagrangian import ConstraintConfig
 from alam.multiplier import MultiplierConfig, StatewiseALaMConfig
 from alam.networks import make_adam
 from alam.sac import ConstrainedLearner
-from alam.types import Batch, Metrics
+from alam.types import Batch, Due, Metrics
 from algd.diffusion.acting import ChainSampler
 from algd.diffusion.policy import (
     DiffusionPolicy,
@@ -128,21 +128,26 @@ class ALGDAgent(ConstrainedLearner):
         actions = self.policy.sample(repeated, noise).unflatten(0, (candidates, len(obs)))
         return best_of(actions, self.evaluate(tensor, actions)[0]).cpu().numpy()
 
-    def update(self, batch: Batch) -> Metrics:
+    @property
+    def policy_interval(self) -> int:
+        """How many updates of the critics go with one of the policy."""
+        return self.config.policy.update_interval
+
+    def take_update(self, batch: Batch, due: Due) -> Metrics:
         """Critics, then policy, then temperature and multiplier, then targets."""
-        self.num_updates += 1
         noise = self.draw_noise(batch.action.shape)
         chain_noise, loss_noise = noise.tensor_split([self.policy.num_noises])
         with torch.no_grad():
             next_action = self.policy.sample(batch.next_obs, chain_noise)
         metrics = self.critics.update(batch, next_action)
-        if self.num_updates % self.config.policy.update_interval == 0:
+        if due.policy:
             evaluate = self.energy_of(batch.obs)
             result = self._update_policy(batch, evaluate, loss_noise)
             signal = self.multiplier_signal(batch, result.violation)
             metrics |= result.metrics | self._update_temperature(batch, evaluate)
-            metrics |= self.multiplier.update(batch.obs, signal)
-        self.polyak_if_due()
+            metrics |= self.multiplier.take_update(batch.obs, signal, due.multiplier)
+        if due.targets:
+            self.critics.polyak()
         return metrics
 
     def draw_noise(self, shape: tuple[int, ...]) -> Float[Tensor, "N B A"]:

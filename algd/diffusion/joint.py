@@ -12,13 +12,13 @@ from torch import Tensor
 
 from alam.joint import JointLearner, JointSAC
 from alam.sac import ConstrainedLearner, SACAgent
-from alam.types import Batch, Metrics
+from alam.types import Batch, Due, Metrics
 from algd.diffusion.agent import ALGDAgent
 from algd.diffusion.policy import PolicyLoss
 
 
 class JointALGD(JointLearner[ALGDAgent]):
-    """``ALGDAgent.update`` of several seeds."""
+    """``ALGDAgent.take_update`` of several seeds."""
 
     agent_type = ALGDAgent
 
@@ -26,23 +26,24 @@ class JointALGD(JointLearner[ALGDAgent]):
         super().__init__(agents)
         self.policy_optimizer = self._join([agent.policy_optimizer for agent in agents])
 
-    def update(self, batch: Batch) -> Metrics:
-        """Update every seed on its slice of a batch with a leading seed dimension."""
-        agent = self.count_update()
+    def take_update(self, batch: Batch, due: Due) -> Metrics:
+        """Critics, then policies, then temperatures and multipliers, then targets."""
+        agent = self.agents[0]
         shape = batch.action.shape[1:]
         noise = self.draw(lambda agent: agent.draw_noise(shape))
         num_chain = agent.policy.num_noises
         with torch.no_grad():
             next_action = self.each(agent.policy.sample, batch.next_obs, noise[:, :num_chain])
         metrics = self.update_critics(batch, next_action)
-        if agent.num_updates % agent.config.policy.update_interval == 0:
+        if due.policy:
             level = self.draw(lambda agent: agent.draw_levels(shape[0]))
             result = self.each(self._policy_loss, batch, noise[:, num_chain:], level)
             self.descend(self.policy_optimizer, result.loss)
             signal = self.each(agent.multiplier_signal, batch, result.violation)
             metrics |= result.metrics | self._update_temperature(batch)
-            metrics |= self.update_multiplier(batch.obs, signal)
-        self.polyak_if_due()
+            metrics |= self.update_multiplier(batch.obs, signal, due.multiplier)
+        if due.targets:
+            self.polyak()
         return metrics
 
     def _policy_loss(

@@ -36,6 +36,8 @@ class TrainConfig:
         ``continue`` with a warning each time and try again at the next interval.
     device: ``auto`` takes CUDA when present. num_threads: of torch on a CPU; more than 1 is slower
         at these sizes, up to 5 times on a busy machine, and another number gives other last bits.
+    cuda_graph: on a GPU, launches the kernels of an update as one CUDA graph instead of one by one;
+        a CPU has none.
     batch_size: rows per update. buffer_size: rows of the replay buffer; the oldest make room.
     keep_checkpoints: how many of the latest are kept.
     """
@@ -59,6 +61,7 @@ class TrainConfig:
     keep_checkpoints: int = 2
     on_save_error: Literal["stop", "continue"] = "stop"
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    cuda_graph: bool = False
     num_threads: int = 1
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from alam.captured import CapturedUpdates
 from alam.replay import ReplayBuffer
 from alam.types import Batch
 from algd.environments.make import make_env
@@ -90,6 +91,7 @@ class Trainer:
             else:
                 restore_training(self, self.store.load(checkpoint))
                 self.store.restore_replay(checkpoint, self.replay)
+            self._updates = CapturedUpdates(self.agent) if self.captures_updates else self.agent
             new = checkpoint is None and not again
             start = -1 if checkpoint is None else self.env_step
             self._record_into(run_dir, start=start, new=new)
@@ -247,7 +249,7 @@ class Trainer:
         self._decay_learning_rates()
         while self.update_credit >= 1.0 and (to_the_last or self.stop.signal_number is None):
             self.update_credit -= 1.0
-            self.window.add(self.agent.update(self._sample_batch()))
+            self.window.add(self._updates.update(self._sample_batch()))
             self.num_updates += 1
 
     def _decay_learning_rates(self) -> None:
@@ -269,6 +271,11 @@ class Trainer:
             obs=self.normalizer.normalize_tensor(batch.obs),
             next_obs=self.normalizer.normalize_tensor(batch.next_obs),
         )
+
+    @property
+    def captures_updates(self) -> bool:
+        """Return whether updates are CUDA graphs."""
+        return self.config.train.cuda_graph and self.device.type == "cuda"
 
     @property
     def reward_scale(self) -> float:

@@ -1,18 +1,15 @@
-"""All updates of one environment step as one CUDA graph, against the eager loop on the same GPU.
+"""Updates as CUDA graphs, against the eager ones on the same GPU.
 
 Run on a machine with a GPU: `python tests/benchmarks/gpu_update.py` (--seeds sets how many are
-updated in one graph; --compile adds torch.compile under the graph of one seed and leaves several
-out). Prints a table and writes ``results/gpu_update.json``: the graph of one seed against its eager
-loop, and the graph of several seeds against that of one. Without a GPU it prints how many kernels
-these updates launch and how much they write, which needs none.
+updated in one graph; --compile adds torch.compile under the graphs of one seed and leaves several
+out). Prints a table and writes ``results/gpu_update.json``: the captured updates of one seed, as
+`train.cuda_graph` takes them, against the eager ones, and those of several seeds against those of
+one. Without a GPU it prints how many kernels these updates launch and how much they write, which
+needs none.
 
-Replay rows are drawn inside the graph by a device generator; Adam counts its steps on the device
-(capturable); the update asks the host for nothing, which the sync debug mode of torch enforces here
-and ``test_no_host_sync.py`` on a CPU.
-
-Python counters are frozen at capture: the number of updates in the graph must be a multiple of
-``target_update_interval``, and a multiplier whose lagged copy moves every so many updates (ALaM)
-moves it between replays instead, see ``between``.
+Replay rows are drawn on the device; Adam counts its steps there (capturable); the update asks the
+host for nothing, which the sync debug mode of torch enforces here and ``test_no_host_sync.py`` on a
+CPU.
 """
 
 import argparse
@@ -31,14 +28,15 @@ import torch
 from benchmarks.pairs import ACTION, BATCH, OBS, Agent, agent_of, update_alone
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from alam.multiplier import StatewiseALaM
-from alam.networks import EnsembleMLP, polyak_update
+from alam.captured import CapturedUpdates
+from alam.networks import EnsembleMLP
 from alam.replay import JointReplay
 from alam.types import Batch
 from algd.diffusion.joint import join
 
 RESULTS = Path(__file__).parent / "results" / "gpu_update.json"
 UPDATES = 10  # per environment step, as released
+_WARM_UPS = 5  # steps, after which every kind of update but the rare ones is captured
 PRESETS = ("release_vesde", "sac_alam", "algd", "corrected")
 _ROWS = 100_000
 
@@ -69,7 +67,7 @@ def launches(*agents: Agent) -> Launches:
     with patch.object(EnsembleMLP, "written_out", return_value=False):
         steps = StepUpdates(*agents, updates=2, rows=1000)
         steps.run()  # the optimisers build their state
-        batch = steps.replay.read(torch.zeros(len(agents), BATCH, dtype=torch.long))
+        batch = steps.replay.sample(BATCH, steps.sampling)
         with Launches() as counted:
             steps.update(batch)
     return counted
@@ -82,77 +80,37 @@ class StepUpdates:
         agents: one, or those of several seeds.
         updates: per environment step.
         rows: of each seed's replay.
+        captured: by CUDA graphs.
         together: update several agents together; False updates each alone, on the same rows.
     """
 
     def __init__(
-        self, *agents: Agent, updates: int = UPDATES, rows: int = _ROWS, together: bool = True
+        self,
+        *agents: Agent,
+        updates: int = UPDATES,
+        rows: int = _ROWS,
+        captured: bool = False,
+        together: bool = True,
     ) -> None:
         self.agents = agents
-        self.agent = agents[0]
-        config = self.agent.config
-        if updates % config.critics.target_update_interval:
-            raise ValueError(
-                f"updates must be a multiple of target_update_interval "
-                f"{config.critics.target_update_interval}, got {updates}"
-            )
         self.updates = updates
-        device = self.agent.device
-        self.sampling = torch.Generator(device=device).manual_seed(1)
+        device = agents[0].device
+        self.sampling = [torch.Generator(device=device).manual_seed(1) for _ in agents]
         self.replay = JointReplay(len(agents), rows, OBS, ACTION, device=device)
-        self.replay.table.normal_(generator=self.sampling)
-        # Read by the graph: rows that arrive later are drawn as well.
-        self.size = torch.full((), float(rows), dtype=torch.float64, device=device)
-        self.update: Callable[[Batch], object] = (
-            join(agents).update if together and len(agents) > 1 else partial(update_alone, agents)
-        )
-        self.interval = 0
-        if isinstance(self.agent.multiplier, StatewiseALaM):
-            self.interval = self.agent.multiplier.config.dual_target_interval
-        self.since_copy = 0
+        self.replay.table.normal_(generator=self.sampling[0])
+        for buffer in self.replay.buffers:
+            buffer.total_added = rows
+        self.update: Callable[[Batch], object] = partial(update_alone, agents)
+        if len(agents) == 1 and captured:
+            self.update = partial(update_alone, [CapturedUpdates(agents[0])])
+        elif together and len(agents) > 1:
+            joint = join(agents)
+            self.update = CapturedUpdates(joint).update if captured else joint.update
 
     def run(self) -> None:
-        """Take all updates of the step; what a graph captures."""
-        shape = (len(self.agents), BATCH)
+        """Take all updates of the step."""
         for _ in range(self.updates):
-            uniform = torch.rand(
-                shape, generator=self.sampling, device=self.agent.device, dtype=torch.float64
-            )
-            self.update(self.replay.read((uniform * self.size).long()))
-
-    def between(self) -> None:
-        """Move the lagged multiplier when it is due; the counters of the agent stand still."""
-        self.since_copy += self.updates
-        if not self.interval or self.since_copy < self.interval:
-            return
-        for agent in self.agents:
-            multiplier = agent.multiplier
-            assert isinstance(multiplier, StatewiseALaM)
-            polyak_update(
-                multiplier.lagged, multiplier.network, rate=multiplier.config.dual_target_rate
-            )
-        self.since_copy = 0
-
-    def capture(self, body: Callable[[], None] | None = None) -> Callable[[], None]:
-        """Return the replay of one graph of ``run``; warms up on a side stream first."""
-        body = body or self.run
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(3):
-                body()
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        for generator in (*(agent.generator for agent in self.agents), self.sampling):
-            graph.register_generator_state(generator)
-        with torch.cuda.graph(graph):
-            body()
-
-        def replay() -> None:
-            graph.replay()
-            self.between()
-
-        return replay
+            self.update(self.replay.sample(BATCH, self.sampling))
 
 
 def milliseconds(call: Callable[[], None], *, calls: int) -> float:
@@ -182,18 +140,18 @@ def measure(preset: str, *, compiled: bool, rounds: int, seeds: int) -> dict[str
 
     Several seeds are compared with one where neither is compiled.
     """
-    eager, captured = (StepUpdates(agent_of(preset, device="cuda")) for _ in range(2))
-    count_syncs(eager.run)
+    agents = [agent_of(preset, device="cuda", seed=seed) for seed in range(seeds)]
+    eager, captured = StepUpdates(agent_of(preset, device="cuda")), agent_of(preset, device="cuda")
     if compiled:
-        captured.update = torch.compile(captured.update)
-    calls: dict[str, tuple[Callable[[], None], int]] = {
-        "eager": (eager.run, 2),
-        "graph": (captured.capture(), 20),
-    }
+        captured.take_update = torch.compile(captured.take_update)
+    steps = {"eager": eager, "graph": StepUpdates(captured, captured=True)}
     if not compiled:
-        joint = StepUpdates(*(agent_of(preset, device="cuda", seed=seed) for seed in range(seeds)))
-        count_syncs(joint.run)
-        calls["seeds"] = (joint.capture(), 20)
+        steps["seeds"] = StepUpdates(*agents, captured=True)
+    for step in steps.values():
+        for _ in range(_WARM_UPS):
+            step.run()
+        count_syncs(step.run)
+    calls = {name: (step.run, 2 if name == "eager" else 20) for name, step in steps.items()}
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, (call, repeats) in calls.items():

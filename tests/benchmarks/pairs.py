@@ -13,6 +13,7 @@ from benchmarks.reference_release import ReferenceRelease
 from benchmarks.reference_sac import ReferenceSAC
 from torch import Tensor, nn
 
+from alam.captured import CapturedUpdates
 from alam.multiplier import StatewiseALaM
 from alam.networks import EnsembleMLP
 from alam.sac import SACAgent
@@ -79,7 +80,7 @@ def make_batch(size: int = BATCH, *, seed: int = 0, device: str = "cpu") -> Batc
     return Batch(*(tensor.to(device) for tensor in batch))
 
 
-def update_alone(agents: Sequence[Agent], batch: Batch) -> list[Metrics]:
+def update_alone(agents: Sequence[Agent | CapturedUpdates], batch: Batch) -> list[Metrics]:
     """Update each agent on its own slice of a batch with a leading seed dimension."""
     return [
         agent.update(Batch(*(column[seed] for column in batch)))
