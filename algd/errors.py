@@ -1,8 +1,17 @@
 """Errors that a user can act on: the command line prints them as one line, without a traceback."""
 
+from importlib.metadata import requires
+
 
 class UserError(Exception):
     """Something outside the program is wrong; the message says what, what is allowed, what came."""
+
+
+def install_command(extra: str) -> str:
+    """Return what installs the packages of an extra; algd itself is on no index."""
+    lines = [line.partition(";") for line in requires("algd") or ()]
+    wanted = [name.strip() for name, _, marker in lines if f"extra == '{extra}'" in marker]
+    return "pip install " + " ".join(f"'{name}'" for name in wanted)
 
 
 class ConfigError(UserError, ValueError):

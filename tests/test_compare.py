@@ -414,7 +414,7 @@ def test_without_matplotlib_the_tables_are_written_all_the_same(
 ) -> None:
     write_two_groups(tmp_path / "runs")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert "figures need matplotlib: pip install 'algd[lab]'" in fails(
+    assert "figures need matplotlib: pip install 'matplotlib>=3.9'" in fails(
         capsys, "runs", "--out", "out"
     )
     assert Path("out/comparison.csv").is_file()

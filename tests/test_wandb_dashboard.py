@@ -111,7 +111,8 @@ def test_a_missing_package_is_one_line(
     arguments = ["dashboard", "--wandb", "me/safety", "--out", str(tmp_path / "x.json")]
     assert main(arguments) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.endswith("need the package wandb-workspaces: pip install 'algd[dashboard]'")
+    command = "pip install 'plotly>=6' 'wandb-workspaces>=0.4'"
+    assert line.endswith(f"need the package wandb-workspaces: {command}")
 
 
 class Saved:

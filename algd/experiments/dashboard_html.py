@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any
 
-from algd.errors import UserError
+from algd.errors import UserError, install_command
 
 _PLACE = re.compile(r"\{\{(\w+)\}\}")
 _JSON_ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"}
@@ -64,7 +64,7 @@ def _plotly() -> str:
     try:
         from plotly.offline import get_plotlyjs
     except ImportError as error:
-        raise UserError("algd dashboard needs plotly; pip install 'algd[dashboard]'") from error
+        raise UserError(f"algd dashboard needs plotly: {install_command('dashboard')}") from error
     # Inside a script element this would end it; in JavaScript both spellings mean the same.
     return get_plotlyjs().replace("</script", "<\\/script").replace("\r\n", "\n")
 

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from alam.gaussian import GaussianPolicy
 from algd.diffusion.agent import ALGDAgent
 from algd.diffusion.policy import best_of
-from algd.errors import UserError
+from algd.errors import UserError, install_command
 from algd.training.load import LoadedPolicy
 
 STOCHASTIC_FILE = "policy.onnx"
@@ -152,7 +152,7 @@ def require_onnx() -> None:
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise UserError(
-            f"ONNX export needs the package {error.name}: pip install 'algd[export]'"
+            f"ONNX export needs the package {error.name}: {install_command('export')}"
         ) from error
 
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from algd.errors import UserError
+from algd.errors import UserError, install_command
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -50,7 +50,7 @@ def paper_style() -> Iterator[None]:
     try:
         import matplotlib as mpl
     except ImportError as error:
-        raise UserError("figures need matplotlib; pip install 'algd[lab]'") from error
+        raise UserError(f"figures need matplotlib: {install_command('lab')}") from error
     settings: Any = _SETTINGS  # matplotlib's own stubs list each key
     with mpl.rc_context(settings):
         yield

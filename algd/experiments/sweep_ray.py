@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 from typing import Any, cast
 
-from algd.errors import UserError
+from algd.errors import UserError, install_command
 from algd.experiments.sweep_engine import (
     TRIALS_PER_GPU,
     Ended,
@@ -50,7 +50,7 @@ class RayEngine:
         try:
             import ray
         except ImportError as error:
-            raise UserError("--on ray needs Ray: pip install 'algd[ray]'") from error
+            raise UserError(f"--on ray needs Ray: {install_command('ray')}") from error
         self._ray = ray
         self._jobs = jobs
         self._tasks: dict[Any, Trial] = {}

@@ -12,7 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from algd.errors import ConfigError, UserError
+from algd.errors import ConfigError, UserError, install_command
 from algd.training.wandb_run import login_source
 
 STEP = "env_step"
@@ -282,5 +282,5 @@ def _package(name: str) -> Any:
             return import_module(f"wandb_workspaces.{name}")
     except ImportError as error:
         raise UserError(
-            "W&B dashboards need the package wandb-workspaces: pip install 'algd[dashboard]'"
+            f"W&B dashboards need the package wandb-workspaces: {install_command('dashboard')}"
         ) from error

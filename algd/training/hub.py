@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from algd.errors import UserError
+from algd.errors import UserError, install_command
 from algd.training.exported import CONFIG_FILE, POLICY_FILE, WEIGHTS_FILE, is_export, load_export
 from algd.training.load import LoadedPolicy
 
@@ -80,7 +80,7 @@ def _explained(what: str) -> Iterator[None]:
             RepositoryNotFoundError,
         )
     except ImportError as error:
-        raise UserError(f"{what} needs a package: pip install 'algd[export]'") from error
+        raise UserError(f"{what} needs a package: {install_command('export')}") from error
     try:
         yield
     except (LocalTokenNotFoundError, RepositoryNotFoundError) as error:

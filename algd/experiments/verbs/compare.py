@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from algd.errors import ConfigError, UserError
+from algd.errors import ConfigError, UserError, install_command
 from algd.experiments.arguments import VerbParser
 
 _TABLE_FILES = ("comparison.csv", "runs.csv", "comparison.tex")
@@ -75,7 +75,7 @@ def _write(directory: Path, comparisons: list) -> None:
         import matplotlib  # noqa: F401 - asked for first, so that no other fault is taken for it
     except ImportError as error:
         raise UserError(
-            f"tables are in {directory}; figures need matplotlib: pip install 'algd[lab]'"
+            f"tables are in {directory}; figures need matplotlib: {install_command('lab')}"
         ) from error
     from algd.experiments.figures import write_figures
 
