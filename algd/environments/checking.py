@@ -7,7 +7,7 @@ examination itself never raises: an environment that fails yields the finding th
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -29,14 +29,14 @@ _LARGE_OBSERVATION = 100.0
 
 @dataclass(frozen=True)
 class Finding:
-    """One result: `kind` "problem" needs attention, "fact" is for information."""
+    """One result: a problem keeps training away, a note something else; a fact is information."""
 
-    kind: Literal["fact", "problem"]
+    kind: Literal["fact", "note", "problem"]
     topic: str
     message: str
 
     def __str__(self) -> str:
-        mark = "PROBLEM" if self.kind == "problem" else "ok"
+        mark = {"fact": "ok", "note": "note", "problem": "PROBLEM"}[self.kind]
         return f"{mark:7} {self.topic}: {self.message}"
 
 
@@ -65,7 +65,11 @@ def _examine(config: EnvConfig, steps: int, cost_limit: float) -> Iterator[Findi
     yield from _guarded("determinism", _determinism, env)
     yield from _guarded("random policy", _random_policy, env, steps, cost_limit)
     yield from _guarded("closing", _closing, env)
-    yield from _guarded("rendering", _rendering, config)
+    for finding in _guarded("rendering", _rendering, config):
+        if finding.kind == "fact":
+            yield finding
+        else:
+            yield replace(finding, kind="note", message=f"{finding.message} (no videos, then)")
 
 
 def _guarded(
