@@ -1,9 +1,10 @@
 """Updates as CUDA graphs: all kernels of an update launched at once, without Python in between.
 
 In: an agent, or the joint update of several, whose ``take_update`` asks the host for nothing. Out:
-the same updates. What an update launches follows from what is due in it (``alam.types.Due``), so
-there is one graph for each kind of update: those that move the lagged multiplier and those that do
-not, say. A kind is captured when it has been seen a few times, so that a rare one costs no memory.
+the same updates, to float32 rounding. What an update launches follows from what is due in it
+(``alam.types.Due``), so there is one graph for each kind of update: those that move the lagged
+multiplier and those that do not, say. A kind is captured when it has been seen a few times; beyond
+so many kinds (a law that steps on as many episodes as have ended makes many) the rest run eagerly.
 """
 
 from collections import Counter
@@ -15,6 +16,7 @@ import torch
 from alam.types import Batch, Due, Metrics, Updatable
 
 _WARM_UPS = 3  # of each kind, before its capture: libraries and optimisers make their state
+_MAX_GRAPHS = 16
 
 Body = Callable[[], Metrics]
 Capture = Callable[[Body, Sequence[torch.Generator]], tuple[Callable[[], None], Metrics]]
@@ -29,8 +31,8 @@ class _Graph(NamedTuple):
 class CapturedUpdates:
     """Takes the updates of an agent by CUDA graphs, and counts them as the agent does.
 
-    In between, the agent may act, be saved, and have its learning rates scaled. To load a state,
-    load it into the agent first and capture afterwards.
+    In between, the agent may act, be saved, and have its learning rates scaled. A state is loaded
+    into the agent first and captured afterwards: graphs write to the memory that they were made on.
 
     Args:
         agent: whose updates; on a CUDA device.
@@ -40,7 +42,7 @@ class CapturedUpdates:
     def __init__(self, agent: Updatable, *, capture: Capture | None = None) -> None:
         self.agent = agent
         agent.hold_learning_rates_on_device()
-        self._capture = capture_on_cuda if capture is None else capture
+        self._capture = CUDACapture() if capture is None else capture
         self._seen: Counter[Due] = Counter()
         self._graphs: dict[Due, _Graph] = {}
         self._batch: Batch | None = None
@@ -50,7 +52,10 @@ class CapturedUpdates:
 
         Raises:
             ValueError: the batch has another shape than the first one.
+            RuntimeError: a state was loaded into the agent in between.
         """
+        if not self.agent.holds_learning_rates_on_device:
+            raise RuntimeError("a state was loaded after the capture; capture the agent anew")
         held = self._hold(batch)
         due = self.agent.count_update()
         graph = self._graphs.get(due)
@@ -58,7 +63,7 @@ class CapturedUpdates:
             graph.replay()
             return graph.metrics
         self._seen[due] += 1
-        if self._seen[due] <= _WARM_UPS:
+        if self._seen[due] <= _WARM_UPS or len(self._graphs) == _MAX_GRAPHS:
             return self.agent.take_update(held, due)
         captured = self._capture(lambda: self.agent.take_update(held, due), self.agent.generators)
         graph = self._graphs[due] = _Graph(*captured)
@@ -79,14 +84,24 @@ class CapturedUpdates:
         return self._batch
 
 
-def capture_on_cuda(
-    body: Body, generators: Sequence[torch.Generator]
-) -> tuple[Callable[[], None], Metrics]:
-    """Capture a body as a CUDA graph and run that once; see ``Capture``."""
-    graph = torch.cuda.CUDAGraph()
-    for generator in generators:
-        graph.register_generator_state(generator)
-    with torch.cuda.graph(graph):
-        metrics = body()
-    graph.replay()
-    return graph.replay, metrics
+class CUDACapture:
+    """Captures bodies as CUDA graphs that share their working memory; see ``Capture``.
+
+    Between two graphs it holds metrics, which the next one may overwrite, and gradients, which each
+    makes anew before it reads them.
+    """
+
+    def __init__(self) -> None:
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def __call__(
+        self, body: Body, generators: Sequence[torch.Generator]
+    ) -> tuple[Callable[[], None], Metrics]:
+        """Capture a body, and run its graph once."""
+        graph = torch.cuda.CUDAGraph()
+        for generator in generators:
+            graph.register_generator_state(generator)
+        with torch.cuda.graph(graph, pool=self._pool):
+            metrics = body()
+        graph.replay()
+        return graph.replay, metrics

@@ -48,7 +48,7 @@ class _Parts(nn.Module):
 class JointLearner(Generic[AgentT]):
     """What every joint update holds: the stack, its optimisers, critics and multiplier.
 
-    Between here and ``release`` the agents are updated by ``update`` alone. They may act, and their
+    Between here and ``release`` this object alone updates the agents. They may act, and their
     ``state_dict`` is that of an ordinary agent at any time; to load one, load it into the agent
     first and join the agents afterwards.
 
@@ -130,6 +130,11 @@ class JointLearner(Generic[AgentT]):
         """Turn learning rates into tensors, which an update that was captured reads anew."""
         for agent in self.agents:
             agent.hold_learning_rates_on_device()
+
+    @property
+    def holds_learning_rates_on_device(self) -> bool:
+        """Return whether they are tensors; loading a state makes them numbers again."""
+        return all(agent.holds_learning_rates_on_device for agent in self.agents)
 
     def update_critics(self, batch: Batch, next_action: Tensor, *next_bonus: Tensor) -> Metrics:
         """Take one regression step of all critics of all seeds."""

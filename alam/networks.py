@@ -253,4 +253,6 @@ def make_adam(parameters: Sequence[Tensor], *, learning_rate: float) -> torch.op
 
     adam = torch.optim.Adam(parameters, lr=learning_rate, fused=True, capturable=capturable)
     adam.register_load_state_dict_post_hook(leave_device)
+    # torch warns of each step outside of a graph; here some are inside and some are not.
+    adam._warned_capturable_if_run_uncaptured = True
     return adam

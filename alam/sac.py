@@ -205,6 +205,11 @@ class ConstrainedLearner:
             group.setdefault("initial_lr", group["lr"])
             group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32, device=self.device)
 
+    @property
+    def holds_learning_rates_on_device(self) -> bool:
+        """Return whether they are tensors; loading a state makes them numbers again."""
+        return all(isinstance(group["lr"], Tensor) for group in self._param_groups())
+
     def observe_episode_cost(self, cost: float) -> None:
         """Tell the multiplier the violation of a finished episode, in the constraint's unit."""
         limit = self.constraint.config.cost_limit

@@ -64,6 +64,11 @@ class Updatable(Protocol):
         """Turn learning rates into tensors, which a captured update reads anew."""
         ...
 
+    @property
+    def holds_learning_rates_on_device(self) -> bool:
+        """Return whether they are tensors; loading a state makes them numbers again."""
+        ...
+
 
 class Agent(Updatable, Protocol):
     """What the trainer needs of an agent; environment, replay and files never enter it."""

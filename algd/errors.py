@@ -1,6 +1,6 @@
 """Errors that a user can act on: the command line prints them as one line, without a traceback."""
 
-from importlib.metadata import requires
+from importlib.metadata import PackageNotFoundError, requires
 
 
 class UserError(Exception):
@@ -9,7 +9,10 @@ class UserError(Exception):
 
 def install_command(extra: str) -> str:
     """Return what installs the packages of an extra; algd itself is on no index."""
-    lines = [line.partition(";") for line in requires("algd") or ()]
+    try:
+        lines = [line.partition(";") for line in requires("algd") or ()]
+    except PackageNotFoundError:  # a checkout that was not installed
+        return f"pip install '.[{extra}]' in the checkout"
     wanted = [name.strip() for name, _, marker in lines if f"extra == '{extra}'" in marker]
     return "pip install " + " ".join(f"'{name}'" for name in wanted)
 

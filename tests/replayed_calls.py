@@ -17,7 +17,21 @@ from alam.captured import Body
 from alam.types import Metrics
 
 Call = tuple[Callable[..., Any], Sequence[Any], Mapping[str, Any], Any]
+_INDEXING = ("index", "index_put", "index_put_", "_index_put_impl_")
 HOST_ASKS = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select")
+
+
+def refuse_host_asks(func: Any, args: Sequence[Any]) -> None:
+    """Refuse what needs a value of the device on the host: numbers, and sizes that follow from one.
+
+    A boolean mask is the latter.
+    """
+    name = func.overloadpacket.__name__
+    masks = name in _INDEXING and any(
+        index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1]
+    )
+    asks = masks or name in HOST_ASKS
+    assert not asks, f"{func} waits for the device"
 
 
 class Recorder(TorchDispatchMode):
@@ -35,7 +49,7 @@ class Recorder(TorchDispatchMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        assert func.overloadpacket.__name__ not in HOST_ASKS, f"{func} waits for the device"
+        refuse_host_asks(func, args)
         result = func(*args, **kwargs)
         if not func.is_view:
             self.calls.append((func, args, kwargs, result))

@@ -94,7 +94,7 @@ def test_a_run_by_captured_updates_is_the_eager_run(
     overrides = TINY | POLICIES[policy] | {"train.cuda_graph": True}
     train(load_config([], overrides), tmp_path / "eager")
     monkeypatch.setattr(Trainer, "captures_updates", True)
-    monkeypatch.setattr("alam.captured.capture_on_cuda", record)
+    monkeypatch.setattr("alam.captured.CUDACapture", lambda: record)
     captured = stopped_at_130(tmp_path / "captured", overrides, monkeypatch)
     resume(captured)
     for actual, expected in zip(rows(captured), rows(tmp_path / "eager"), strict=True):

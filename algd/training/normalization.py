@@ -6,7 +6,7 @@ rows; they are normalised when sampled, with the statistics of that moment.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -70,6 +70,7 @@ class RunningNormalizer(Unnormalized):
         self.count = 0
         self.mean = np.zeros(obs_dim)
         self.sum_squares = np.zeros(obs_dim)
+        self._copies: dict[str, tuple[np.ndarray, Tensor]] = {}
         self._refresh()
 
     def update(self, obs: Float[np.ndarray, "N O"]) -> None:
@@ -97,9 +98,18 @@ class RunningNormalizer(Unnormalized):
 
     def normalize_tensor(self, obs: Float[Tensor, "B O"]) -> Float[Tensor, "B F"]:
         """Return the same for a batch on its device."""
-        mean = torch.from_numpy(self._mean32).to(obs.device)
-        scale = torch.from_numpy(self._scale32).to(obs.device)
+        mean, scale = self._on(obs.device, mean=self._mean32, scale=self._scale32)
         return ((obs - mean) * scale).clamp(-_CLIP, _CLIP)
+
+    def _on(self, device: torch.device, **arrays: np.ndarray) -> Iterator[Tensor]:
+        """Return statistics on a device; copied there once, as they are replaced, never written."""
+        for name, array in arrays.items():
+            if device.type == "cpu":
+                yield torch.from_numpy(array)
+                continue
+            if name not in self._copies or self._copies[name][0] is not array:
+                self._copies[name] = (array, torch.from_numpy(array).to(device))
+            yield self._copies[name][1]
 
     def state_dict(self) -> dict[str, Any]:
         """Return the statistics."""
@@ -174,8 +184,7 @@ class TailNormalizer(RunningNormalizer):
 
     def normalize_tensor(self, obs: Float[Tensor, "B O"]) -> Float[Tensor, "B F"]:
         """Return the same for a batch on its device."""
-        upper, lower = torch.from_numpy(self.starts).to(obs.device)
-        up, down = torch.from_numpy(self.scales).to(obs.device)
+        (upper, lower), (up, down) = self._on(obs.device, starts=self.starts, scales=self.scales)
         tails = torch.cat([(obs - upper) * up, (lower - obs) * down], dim=-1)
         return torch.cat([super().normalize_tensor(obs), tails.clamp(0.0, _TAIL_CLIP)], dim=-1)
 

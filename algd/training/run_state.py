@@ -95,7 +95,10 @@ def restore_training(trainer: "Trainer", state: dict[str, Any]) -> None:
     trainer.recent_episodes.extend(tuple(row) for row in window["recent"])
     trainer.evaluations = state["evaluations"]
     trainer.best_safe = state["best_safe"]
-    trainer.obs, dropped = trainer.env.restore(state["env"])
+    if state["env"] is None:  # saved after a fault, before the episodes that ran then were noted
+        trainer.obs, dropped = trainer.env.reset(), list(range(trainer.env.num_envs))
+    else:
+        trainer.obs, dropped = trainer.env.restore(state["env"])
     if trainer.returns is not None:
         trainer.returns.forget(dropped)
     if dropped:

@@ -124,6 +124,27 @@ def test_a_state_saved_between_captured_updates_goes_on_eagerly() -> None:
         assert left.equal(right)
 
 
+def test_a_state_loaded_into_a_captured_agent_is_refused() -> None:
+    agent = agent_of("sac")
+    captured = CapturedUpdates(agent, capture=record)
+    captured.update(make_batch(8))
+    agent.load_state_dict(copy.deepcopy(agent.state_dict()))
+    with pytest.raises(RuntimeError, match="capture the agent anew"):
+        captured.update(make_batch(8))
+
+
+def test_kinds_beyond_a_number_run_eagerly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("alam.captured._MAX_GRAPHS", 1)
+    eager, agent = agent_of("sac_alam"), agent_of("sac_alam")
+    captured = CapturedUpdates(agent, capture=record)
+    eager.hold_learning_rates_on_device()
+    for number in range(24):
+        eager.update(make_batch(8, seed=number))
+        captured.update(make_batch(8, seed=number))
+    assert len(captured._graphs) == 1
+    assert_same(agent, eager)
+
+
 def test_batches_of_another_shape_are_refused() -> None:
     captured = CapturedUpdates(agent_of("sac"), capture=record)
     captured.update(make_batch(8))
@@ -146,5 +167,6 @@ def test_the_recorder_freezes_what_python_does() -> None:
     assert count == 1
     assert total.item() == 2.0
     assert metrics["twice"].item() == 4.0
-    with Recorder(), pytest.raises(AssertionError, match="waits for the device"):
-        total.item()
+    for ask in (torch.Tensor.item, torch.Tensor.nonzero, lambda x: x[x > 0]):
+        with Recorder(), pytest.raises(AssertionError, match="waits for the device"):
+            ask(torch.ones(1))

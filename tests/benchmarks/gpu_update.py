@@ -25,7 +25,7 @@ if __name__ == "__main__":
     sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
 
 import torch
-from benchmarks.pairs import ACTION, BATCH, OBS, Agent, agent_of, update_alone
+from benchmarks.pairs import ACTION, BATCH, OBS, Agent, agent_of, optimizers_of, update_alone
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from alam.captured import CapturedUpdates
@@ -110,7 +110,9 @@ class StepUpdates:
     def run(self) -> None:
         """Take all updates of the step."""
         for _ in range(self.updates):
-            self.update(self.replay.sample(BATCH, self.sampling))
+            batch = self.replay.sample(BATCH, self.sampling)
+            # As graphs hold it: columns of a row lie apart, and products of those round otherwise.
+            self.update(Batch(*(column.contiguous() for column in batch)))
 
 
 def milliseconds(call: Callable[[], None], *, calls: int) -> float:
@@ -143,6 +145,8 @@ def measure(preset: str, *, compiled: bool, rounds: int, seeds: int) -> dict[str
     agents = [agent_of(preset, device="cuda", seed=seed) for seed in range(seeds)]
     eager, captured = StepUpdates(agent_of(preset, device="cuda")), agent_of(preset, device="cuda")
     if compiled:
+        for optimizer in optimizers_of(captured):  # torch cannot trace Adam with rates in tensors
+            optimizer.step = torch.compiler.disable(optimizer.step)
         captured.take_update = torch.compile(captured.take_update)
     steps = {"eager": eager, "graph": StepUpdates(captured, captured=True)}
     if not compiled:

@@ -97,7 +97,8 @@ def to_float64(agent: Agent) -> Agent:
     return agent
 
 
-def _optimizers(learner: Agent | ReferenceLearner) -> list[torch.optim.Optimizer]:
+def optimizers_of(learner: Agent | ReferenceLearner) -> list[torch.optim.Optimizer]:
+    """Return the optimisers of a learner and of its parts."""
     owners = [learner, learner.critics, learner.multiplier]
     values = [value for owner in owners for value in vars(owner).values()]
     return [value for value in values if isinstance(value, torch.optim.Optimizer)]
@@ -116,7 +117,7 @@ def record_gradients(learner: Agent | ReferenceLearner) -> dict[Tensor, Tensor]:
             for parameter in group["params"]:
                 table[parameter] = parameter.grad.clone()
 
-    for optimizer in _optimizers(learner):
+    for optimizer in optimizers_of(learner):
         optimizer.register_step_pre_hook(before_step)
     return table
 
