@@ -14,7 +14,6 @@ import csv
 import io
 import json
 import math
-import platform
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
@@ -30,6 +29,7 @@ from algd.experiments.compare_groups import Group
 from algd.experiments.config_values import flatten
 from algd.experiments.run_data import RunData, Series, require_runs
 from algd.experiments.sweep_child import TRIAL_FILE, is_complete
+from tests.benchmarks.timing import processor_name
 
 ROOT = Path(__file__).parents[2]
 STORED = Path(__file__).parent / "results" / "safety_gymnasium"
@@ -62,7 +62,7 @@ def of_run(run: RunData) -> StoredRun:
         "base": bases[-1],
         "arguments": [word for word in arguments if not word.startswith("--tracking.")],
         "commit": _git("describe", "--always", "--dirty"),
-        "processor": _processor(),
+        "processor": processor_name(),
         "packages": {name: version(name) for name in _PACKAGES},
         "config": {key: value for key, value in run.config.items() if "tracking." not in key},
     }
@@ -219,14 +219,6 @@ def _interval(interval: Iterable[float], digits: int) -> str:
 def _git(*words: str) -> str:
     called = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True)
     return called.stdout.strip()
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":")[1].strip() for line in lines if "model name" in line), "unknown")
 
 
 def _finished(paths: Sequence[Path]) -> list[StoredRun]:

@@ -1,11 +1,13 @@
 """Timing on a shared machine: alternating runs, CPU time, medians, and what GEMMs alone would take.
 
-In: callables. Out: milliseconds of CPU time; floating-point operations of an update.
+In: callables. Out: milliseconds of CPU time; floating-point operations of an update; the processor.
 """
 
+import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,6 +38,15 @@ def alternating_medians(
             if turn:
                 times[name].append((time.process_time_ns() - started) / count / 1e6)
     return {name: statistics.median(values) for name, values in times.items()}
+
+
+def processor_name() -> str:
+    """Return the model of the processor, as the system calls it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.split(":")[1].strip() for line in lines if "model name" in line), "unknown")
 
 
 class _ProductCounter(TorchDispatchMode):

@@ -11,7 +11,6 @@ last is what fewer calls could reach; between it and the first lie caches and sm
 
 import argparse
 import json
-import platform
 import random
 from collections.abc import Callable
 from importlib import import_module
@@ -27,6 +26,7 @@ from benchmarks.timing import (
     alternating_medians,
     count_flops,
     gemm_run,
+    processor_name,
     products_run,
     torch_gemm_run,
 )
@@ -207,7 +207,7 @@ def measure(rounds: int) -> dict[str, Any]:
     torch.set_num_threads(1)
     keep_freed_memory()
     return {
-        "machine": platform.processor() or platform.machine(),
+        "machine": processor_name(),
         "torch": torch.__version__,
         "setting": {"obs": OBS, "action": ACTION, "batch": BATCH, "threads": 1, "rounds": rounds},
         **measure_updates(rounds),
