@@ -33,13 +33,13 @@ def _is_intel() -> bool:
     return re.search(r"^vendor_id\s*: GenuineIntel$", about, re.MULTILINE) is not None
 
 
-_USES_ONEDNN = (
+USES_ONEDNN = (
     platform.machine().lower() in ("x86_64", "amd64")
     and torch.backends.mkldnn.is_available()
     and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     and not _is_intel()
 )
-_ONEDNN: Any = torch.ops.mkldnn._linear_pointwise.default if _USES_ONEDNN else None
+_ONEDNN: Any = torch.ops.mkldnn._linear_pointwise.default if USES_ONEDNN else None
 # Below these widths, and for few rows, calling oneDNN costs more than the product (measured).
 _MIN_WIDTH, _MIN_ROWS = 16, 32
 
@@ -56,7 +56,7 @@ def product(
     """
     (rows, inner), columns = left.shape, right.shape[1]
     wide = inner >= _MIN_WIDTH and columns >= _MIN_WIDTH and rows >= _MIN_ROWS
-    if wide and _USES_ONEDNN and left.dtype == torch.float32:
+    if wide and USES_ONEDNN and left.dtype == torch.float32:
         return _ONEDNN(left, right_transposed, bias, "none", [], "")
     if 1 < columns < _MIN_WIDTH and left.stride(1) == 1:
         # MKL takes a narrow factor 2 to 4 times faster the other way round (measured).
