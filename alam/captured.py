@@ -37,12 +37,15 @@ class CapturedUpdates:
     Args:
         agent: whose updates; on a CUDA device.
         capture: how; a test stands in for CUDA here.
+
+    Raises:
+        RuntimeError: torch sees no CUDA device; the agent is left as it was.
     """
 
     def __init__(self, agent: Updatable, *, capture: Capture | None = None) -> None:
         self.agent = agent
-        agent.hold_learning_rates_on_device()
         self._capture = CUDACapture() if capture is None else capture
+        agent.hold_learning_rates_on_device()
         self._seen: Counter[Due] = Counter()
         self._graphs: dict[Due, _Graph] = {}
         self._batch: Batch | None = None
@@ -89,9 +92,14 @@ class CUDACapture:
 
     Between two graphs it holds metrics, which the next one may overwrite, and gradients, which each
     makes anew before it reads them.
+
+    Raises:
+        RuntimeError: torch sees no CUDA device.
     """
 
     def __init__(self) -> None:
+        if not torch.cuda.is_available():
+            raise RuntimeError("captured updates need a CUDA device, and torch sees none")
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(

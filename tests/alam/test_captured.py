@@ -145,6 +145,14 @@ def test_kinds_beyond_a_number_run_eagerly(monkeypatch: pytest.MonkeyPatch) -> N
     assert_same(agent, eager)
 
 
+def test_without_a_cuda_device_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    agent = agent_of("sac")
+    with pytest.raises(RuntimeError, match="need a CUDA device, and torch sees none"):
+        CapturedUpdates(agent)
+    assert not agent.holds_learning_rates_on_device
+
+
 def test_batches_of_another_shape_are_refused() -> None:
     captured = CapturedUpdates(agent_of("sac"), capture=record)
     captured.update(make_batch(8))
