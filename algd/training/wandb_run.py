@@ -321,6 +321,7 @@ class WandbRun:
             )
 
         _disable_telemetry()
+        _leave_service_of_another_process()
         wandb.setup(wandb.Settings(silent=True))  # the login, before a run has its own settings
         try:
             run = start(mode)
@@ -394,6 +395,17 @@ def _disable_telemetry() -> None:
         from wandb.analytics.opentelemetry import opentelemetry_proxy
 
         opentelemetry_proxy.disable()
+
+
+def _leave_service_of_another_process() -> None:
+    """Have this process start a W&B process of its own, not share that of the one it came from.
+
+    wandb hands its own down to every child, in a variable; that one ends with its owner, cannot be
+    ended here when its server hangs, and wandb's threads fail at exit after it was left.
+    """
+    _, _, owner_and_address = os.environ.get("WANDB_SERVICE", "").partition("-")
+    if owner_and_address.partition("-")[0] != str(os.getpid()):
+        os.environ.pop("WANDB_SERVICE", None)
 
 
 def _end_service() -> None:

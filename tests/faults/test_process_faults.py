@@ -133,11 +133,20 @@ def ended_after(number: int, process: "subprocess.Popen[str]") -> float:
     return time.monotonic() - began - (waited - before)
 
 
-@pytest.mark.parametrize("moment", ["training", "the end"])
+@pytest.mark.parametrize(
+    ("moment", "service"), [("training", "own"), ("the end", "own"), ("the end", "inherited")]
+)
 def test_sigterm_ends_a_run_whose_wandb_server_hangs_within_10_seconds(
-    tmp_path: Path, moment: str, no_wandb_login: None
+    tmp_path: Path, moment: str, service: str, no_wandb_login: None
 ) -> None:
+    import wandb
+
     run_dir = tmp_path / "run"
+    wandb.teardown()
+    assert "WANDB_SERVICE" not in os.environ
+    if service == "inherited":  # what a program that uses W&B itself hands to those it starts
+        wandb.init(mode="offline", dir=tmp_path).finish()
+        assert os.environ["WANDB_SERVICE"].split("-")[1] == str(os.getpid())
     server = WandbServer("hang")
     try:
         process = start(
@@ -153,6 +162,7 @@ def test_sigterm_ends_a_run_whose_wandb_server_hangs_within_10_seconds(
         error = process.communicate()[1]
     finally:
         server.close()
+        wandb.teardown()
     assert process.returncode == 0, error
     assert "W&B: not all was sent" in error
     assert len(saved_steps(run_dir)) > 0
