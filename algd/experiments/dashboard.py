@@ -121,16 +121,23 @@ def thinned(curve: Series, points: int) -> Series:
     if len(curve.steps) <= points:
         return curve
     inner = np.arange(1, len(curve.steps) - 1)
-    keep = {0, len(curve.steps) - 1}
-    for stretch in np.array_split(inner, max(1, (points - 2) // 2)):
-        values = curve.values[stretch]
-        finite = stretch[np.isfinite(values)]
-        if len(finite):
-            keep |= {
-                int(finite[np.argmin(curve.values[finite])]),
-                int(finite[np.argmax(curve.values[finite])]),
-            }
-    chosen = sorted(keep)
+    count = max(1, (points - 2) // 2)
+    longer = len(inner) % count  # the first stretches have one point more than the others
+    border = longer * (len(inner) // count + 1)
+    keep = [np.array([0, len(curve.steps) - 1])]
+    for part, rows in ((inner[:border], longer), (inner[border:], count - longer)):
+        if not len(part):
+            continue
+        stretches = part.reshape(rows, -1)
+        values = curve.values[stretches]
+        finite = np.isfinite(values)
+        stretches, values, finite = (x[finite.any(1)] for x in (stretches, values, finite))
+        row = np.arange(len(stretches))
+        keep += [
+            stretches[row, np.where(finite, values, np.inf).argmin(1)],
+            stretches[row, np.where(finite, values, -np.inf).argmax(1)],
+        ]
+    chosen = np.unique(np.concatenate(keep))
     return Series(curve.steps[chosen], curve.values[chosen])
 
 
