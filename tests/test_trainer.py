@@ -156,7 +156,7 @@ def stopped_at_130(
     directory: Path, overrides: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> Path:
     """Train until a stop is asked for in step 130."""
-    original = Trainer._step_environment
+    original = Trainer._earn_updates
 
     def stop_at_130(trainer: Trainer) -> None:
         original(trainer)
@@ -165,7 +165,7 @@ def stopped_at_130(
 
     config = load_config([], overrides)
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_step_environment", stop_at_130)
+        patch.setattr(Trainer, "_earn_updates", stop_at_130)
         with pytest.raises(Interrupted, match="stopped at step 13"):
             train(config, directory)
     return directory
@@ -252,7 +252,7 @@ def test_the_agents_rewards_have_the_scale_that_was_asked_for(tmp_path: Path) ->
     lines = (run_dir / "episodes.csv").read_text().splitlines()
     rewards = np.array([float(row["return"]) for row in csv.DictReader(lines)])
     assert trainer.reward_scale == pytest.approx(3.0 / np.std(rewards), rel=1e-6)
-    raw = trainer._sample_batch().reward.numpy() / trainer.reward_scale
+    raw = trainer.sample_batch().reward.numpy() / trainer.reward_scale
     assert np.abs(raw[:, None] - rewards).min(1).max() < 1e-6
     assert algd.load(run_dir).reward_scale == trainer.reward_scale
     assert float(rows(run_dir)[-1]["train/reward_scale"]) == trainer.reward_scale

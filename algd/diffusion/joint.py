@@ -78,6 +78,11 @@ class JointALGD(JointLearner[ALGDAgent]):
         return metrics | {"train/entropy": torch.stack(entropies)}
 
 
+def is_joinable(agents: Sequence[object]) -> bool:
+    """Say whether ``join`` knows the class of these agents, one and the same."""
+    return any(all(type(agent) is kind for agent in agents) for kind in (ALGDAgent, SACAgent))
+
+
 def join(agents: Sequence[ConstrainedLearner]) -> JointSAC | JointALGD:
     """Return the joint update of agents, by their class.
 

@@ -43,7 +43,11 @@ class Override(NamedTuple):
 
 
 def split_overrides(
-    arguments: Sequence[str], *, flags: Sequence[str] = (), with_value: Sequence[str] = ()
+    arguments: Sequence[str],
+    *,
+    flags: Sequence[str] = (),
+    with_value: Sequence[str] = (),
+    keys: Sequence[str] = (),
 ) -> tuple[list[str], list[Override]]:
     """Separate `--a.b=v` and `--a.b v` from positional arguments and the options named here.
 
@@ -51,6 +55,7 @@ def split_overrides(
         arguments: what follows the verb.
         flags: options of the verb that stand alone.
         with_value: options of the verb that take a value.
+        keys: of the configuration that look like a misspelt option and are none.
 
     Raises:
         UserError: a key without a value, or a misspelt option.
@@ -68,7 +73,9 @@ def split_overrides(
             known.append(argument)
             if not has_value and waiting:
                 known.append(waiting.pop(0))
-        elif near := difflib.get_close_matches(option, options, n=1, cutoff=_SURELY_MEANT):
+        elif option not in keys and (
+            near := difflib.get_close_matches(option, options, n=1, cutoff=_SURELY_MEANT)
+        ):
             raise UserError(f"unknown option {option}; did you mean {near[0]}?")
         elif has_value:
             overrides.append(Override(option, value))

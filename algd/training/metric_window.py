@@ -5,10 +5,12 @@ In: detached metrics of each update, state of an agent. Out: means, read on the 
 """
 
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from alam.types import Metrics
@@ -19,27 +21,68 @@ _BOUND_ROWS = 10  # so many rows in a row: a multiplier may well visit its bound
 _log = logging.getLogger("algd")
 
 
+def stacked(metrics: Metrics) -> tuple[tuple[str, ...], Float[Tensor, "*Z M"]]:
+    """Return names and values of metrics, which may have a leading dimension of seeds."""
+    values = [value.detach() for value in metrics.values()]
+    return tuple(metrics), torch.stack(values, dim=-1).double()
+
+
 class MetricWindow:
     """Means of detached metrics since the last row, summed on their device."""
 
     def __init__(self) -> None:
-        self.sums: dict[str, Tensor] = {}
-        self.counts: dict[str, int] = {}
+        self.clear()
 
-    def add(self, metrics: Metrics) -> None:
-        """Add one value per metric."""
-        for name, value in metrics.items():
-            value = value.detach().double()
-            self.sums[name] = self.sums[name] + value if name in self.sums else value.clone()
-            self.counts[name] = self.counts.get(name, 0) + 1
+    def add(self, names: tuple[str, ...], values: Float[Tensor, " M"]) -> None:
+        """Add one value per name: one kernel for all of them, since each is a launch on a GPU."""
+        if names not in self._places:
+            self._places[names] = self._places_of(names, values.device)
+        self._totals.index_add_(0, self._places[names], values)
+        self._added[names] += 1
 
     def means(self) -> dict[str, float]:
         """Return the means; the one place where metrics reach the host."""
-        return {name: float(total) / self.counts[name] for name, total in self.sums.items()}
+        counts = self._counts()
+        totals = zip(self._order, self._totals.tolist(), strict=True)
+        return {name: total / counts[name] for name, total in totals}
 
     def clear(self) -> None:
         """Start a new window."""
-        self.sums, self.counts = {}, {}
+        self._order: dict[str, int] = {}
+        self._totals = torch.zeros(0, dtype=torch.float64)
+        self._places: dict[tuple[str, ...], Int[Tensor, " M"]] = {}
+        self._added: Counter[tuple[str, ...]] = Counter()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return sums and counts by name."""
+        sums = self._totals.cpu().unbind()
+        return {
+            "sums": {name: sums[place].clone() for name, place in self._order.items()},
+            "counts": self._counts(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        """Bring back what ``state_dict`` returned, to go on with on a device."""
+        self.clear()
+        for name, total in state["sums"].items():
+            self.add((name,), total.to(device).unsqueeze(0))
+            self._added[name,] = state["counts"][name]
+
+    def _places_of(self, names: tuple[str, ...], device: torch.device) -> Int[Tensor, " M"]:
+        """Return where these names are summed; new ones get places behind the others."""
+        for name in names:
+            self._order.setdefault(name, len(self._order))
+        missing = len(self._order) - len(self._totals)
+        held = self._totals.to(device)
+        self._totals = torch.cat([held, held.new_zeros(missing)])
+        return torch.tensor([self._order[name] for name in names], device=device)
+
+    def _counts(self) -> dict[str, int]:
+        counts = dict.fromkeys(self._order, 0)
+        for names, times in self._added.items():
+            for name in names:
+                counts[name] += times
+        return counts
 
 
 def first_not_finite(tree: Any) -> str | None:

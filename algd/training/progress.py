@@ -60,6 +60,7 @@ class Progress:
         total_steps: env steps of the whole run.
         cost_limit: shown beside the cost, per episode.
         enabled: False prints nothing; speeds are measured all the same.
+        label: what the line begins with, where several runs could be meant.
         stream, clock: stderr and monotonic seconds; other ones in tests.
     """
 
@@ -69,11 +70,13 @@ class Progress:
         *,
         cost_limit: float,
         enabled: bool = True,
+        label: str = "",
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.total_steps = total_steps
         self.cost_limit = cost_limit
+        self._label = f"{label}: " if label else ""
         self._stream = sys.stderr if stream is None else stream
         self._clock = clock
         self._meter = SpeedMeter(clock)
@@ -146,7 +149,8 @@ class Progress:
         steps, updates = self.speeds()
         left = (self.total_steps - self._env_step) / steps if steps > 0 < updates else None
         return (
-            f"{fraction:4.0%} {self._env_step}/{self.total_steps} steps, {_speed(steps)} steps/s, "
+            f"{self._label}{fraction:4.0%} {self._env_step}/{self.total_steps} steps, "
+            f"{_speed(steps)} steps/s, "
             f"{_speed(updates)} updates/s, {_duration(left)} left, "
             f"return {_number(episode_return, '.2f')}, "
             f"cost {_number(cost, '.2f')}/{self.cost_limit:g}, "

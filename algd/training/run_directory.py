@@ -12,6 +12,7 @@ from algd.training.durable_files import make_directory
 
 CONFIG_FILE = "config.yaml"
 CHECKPOINTS = "checkpoints"
+SEED_PREFIX = "seed_"  # of the runs in a directory of several seeds
 POLICIES = ("latest", "best_safe")  # what a run keeps to act with
 
 
@@ -33,6 +34,13 @@ def require_run_dir(path: Path) -> Path:
             f"{path} holds no run: found neither {CONFIG_FILE} nor a {CHECKPOINTS} directory"
         )
     return path
+
+
+def seed_directories(directory: Path) -> list[Path]:
+    """Return the runs of ``algd.training.seeds`` in a directory, in the order of their seeds."""
+    found = [path for path in directory.glob(f"{SEED_PREFIX}*") if is_run_dir(path)]
+    numbered = [path for path in found if path.name.removeprefix(SEED_PREFIX).isdecimal()]
+    return sorted(numbered, key=lambda path: int(path.name.removeprefix(SEED_PREFIX)))
 
 
 def claim_run_dir(path: Path) -> None:

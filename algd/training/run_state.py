@@ -50,9 +50,8 @@ def training_state(trainer: "Trainer", *, with_env: bool = True) -> dict[str, An
             "last_recorded": trainer.last_recorded,
             "dropped_episodes": trainer.dropped_episodes,
         },
-        "window": {
-            "sums": trainer.window.sums,
-            "counts": trainer.window.counts,
+        "window": trainer.window.state_dict()
+        | {
             "episodes": list(trainer.window_episodes),
             "recent": list(trainer.recent_episodes),
         },
@@ -89,8 +88,7 @@ def restore_training(trainer: "Trainer", state: dict[str, Any]) -> None:
     trainer.last_recorded = counters["last_recorded"]
     trainer.dropped_episodes = counters.get("dropped_episodes", 0)  # absent before 1 was possible
     window = state["window"]
-    trainer.window.sums = {k: v.to(trainer.device) for k, v in window["sums"].items()}
-    trainer.window.counts = window["counts"]
+    trainer.window.load_state_dict(window, trainer.device)
     trainer.window_episodes = [tuple(row) for row in window["episodes"]]
     trainer.recent_episodes.extend(tuple(row) for row in window["recent"])
     trainer.evaluations = state["evaluations"]

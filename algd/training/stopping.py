@@ -6,6 +6,7 @@ what may hang (an environment, a server) has a few seconds left once a stop was 
 """
 
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,6 +43,7 @@ class StopRequest:
     def __init__(self) -> None:
         self.signal_number: int | None = None
         self._leave_by: type[Exception] | None = None
+        self._patient_until: float | None = None
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -68,6 +70,12 @@ class StopRequest:
         """Raise ``StopAsked`` once a signal has come; cheap enough for every step."""
         if self.signal_number is not None:
             raise StopAsked
+
+    def patience(self) -> float:
+        """Return what is left of ``STOP_SECONDS``, which begin when this is first asked."""
+        if self._patient_until is None:
+            self._patient_until = time.monotonic() + STOP_SECONDS
+        return max(self._patient_until - time.monotonic(), 0.0)
 
     @contextmanager
     def bounded(self, leave_by: type[Exception] = StopWhileWaiting) -> Iterator[None]:

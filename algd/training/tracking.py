@@ -85,6 +85,7 @@ class Tracker:
         run_id: of the W&B run; drawn when None. A resumed run keeps the id it had.
         resume_step: env step of the checkpoint that the run continues from, None for a new run.
         keep_refused_rows: hold rows that the disk refuses in memory until it takes them.
+        progress_label: begins the progress line; None for no line, whatever ``config`` says.
 
     Raises:
         CheckpointError: a CSV file cannot be written (here, and in every method that writes one
@@ -102,6 +103,7 @@ class Tracker:
         run_id: str | None = None,
         resume_step: int | None = None,
         keep_refused_rows: bool = False,
+        progress_label: str | None = "",
     ) -> None:
         self.config = config
 
@@ -117,7 +119,12 @@ class Tracker:
         self._media = MediaJournal(histograms, run_dir / "pictures", resume_step=resume_step)
         self._tables = (self._metrics, self._timing, self._episodes, self._evaluations, histograms)
         self._newest_step = max(resume_step or 0, 0)
-        self._progress = Progress(total_steps, cost_limit=cost_limit, enabled=config.progress)
+        self._progress = Progress(
+            total_steps,
+            cost_limit=cost_limit,
+            enabled=config.progress and progress_label is not None,
+            label=progress_label or "",
+        )
         self._times_to_send: dict[str, float] = {}
         self._multiplier: float | None = None
         self._newest_checkpoint: tuple[Path, int] | None = None

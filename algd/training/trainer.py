@@ -8,6 +8,7 @@ wall-clock quantities are kept elsewhere. A checkpoint may fall between any two 
 import logging
 import time
 from collections import deque
+from collections.abc import Generator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +16,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from alam.captured import CapturedUpdates
 from alam.replay import ReplayBuffer
 from alam.types import Batch
 from algd.environments.make import make_env
@@ -25,19 +25,14 @@ from algd.training.allocation import keep_freed_memory
 from algd.training.checkpoint import CheckpointStore, Task
 from algd.training.durable_files import replace_durably
 from algd.training.finishing import finish_run
+from algd.training.lockstep import Lockstep, Row
 from algd.training.metric_window import BoundWatch, MetricWindow
 from algd.training.normalization import ReturnDeviation, make_normalizer
 from algd.training.recording import record_episode, record_row
 from algd.training.run_lock import RunLock
 from algd.training.run_state import restore_training, training_state
 from algd.training.saving import Saver
-from algd.training.stopping import (
-    STOP_SECONDS,
-    Interrupted,
-    StopAsked,
-    StopRequest,
-    StopWhileWaiting,
-)
+from algd.training.stopping import Interrupted, StopAsked, StopRequest, StopWhileWaiting
 from algd.training.train_config import resolve_device
 
 if TYPE_CHECKING:
@@ -56,6 +51,8 @@ class Trainer:
         run_dir: a directory claimed for this run.
         checkpoint: state to continue from, None to start.
         again: without a checkpoint, start over where an earlier process of the run left files.
+        stop: the request that several runs of one process share; None for one of its own.
+        progress_label: begins the progress line; None for no line.
 
     Raises:
         CheckpointError: another process writes this run, or the checkpoint cannot be used.
@@ -68,6 +65,8 @@ class Trainer:
         *,
         checkpoint: Path | None = None,
         again: bool = False,
+        stop: StopRequest | None = None,
+        progress_label: str | None = "",
     ) -> None:
         self.config = config
         self.run_dir = run_dir
@@ -81,9 +80,10 @@ class Trainer:
         self.recent_episodes: deque[tuple[float, float]] = deque(maxlen=10)
         self.evaluations: list[dict[str, float]] = []
         self.best_safe: dict[str, float] | None = None
+        self._progress_label = progress_label
         self._resources = ExitStack()
         try:
-            self.stop = self._resources.enter_context(StopRequest())
+            self.stop = self._resources.enter_context(StopRequest()) if stop is None else stop
             self.lock = self._resources.enter_context(RunLock(run_dir))
             self._build()
             if checkpoint is None:
@@ -91,7 +91,6 @@ class Trainer:
             else:
                 restore_training(self, self.store.load(checkpoint))
                 self.store.restore_replay(checkpoint, self.replay)
-            self._updates = CapturedUpdates(self.agent) if self.captures_updates else self.agent
             new = checkpoint is None and not again
             start = -1 if checkpoint is None else self.env_step
             self._record_into(run_dir, start=start, new=new)
@@ -154,6 +153,7 @@ class Trainer:
                 cost_limit=config.constraint.cost_limit,
                 resume_step=None if new else start,
                 keep_refused_rows=config.train.on_save_error == "continue",
+                progress_label=self._progress_label,
             )
         self._resources.callback(self.tracker.close)
         self.saver = Saver(
@@ -167,18 +167,31 @@ class Trainer:
 
     def run(self) -> None:
         """Train to the end; raise ``Interrupted`` after saving when asked to stop."""
+        Lockstep([self], self.stop).run()
+
+    def training(self) -> Generator[bool, Row | None, None]:
+        """Do everything but the updates; see ``Row`` for what is sent.
+
+        Yields where an update is wanted, before anything of it is done: whether it has to be taken
+        although a stop was asked for.
+        """
         with self._resources:
             try:
                 total = self.config.train.total_steps
                 while True:
                     if not self.config.train.overlap or self.env_step >= total:
-                        self._spend_updates()
+                        yield from self._spend_updates()
                     self._stop_if_asked()
                     self._record_and_save_if_due()
                     self._stop_if_asked()
                     if self.env_step >= total:
                         break
-                    self._step_environment()
+                    action = self._start_step()
+                    if self.config.train.overlap:
+                        # Also when a stop was asked for: a continued run has to make the same
+                        # updates here.
+                        yield from self._spend_updates(to_the_last=True)
+                    self._finish_step(action)
                     self._earn_updates()
                     self.lock.sign_of_life()
                     self.tracker.progress(
@@ -197,8 +210,12 @@ class Trainer:
                 _log.warning("%s; the running episodes are dropped", fault)
                 self._stop_if_asked(with_env=False)
 
-    def _step_environment(self) -> None:
-        """Act, step, store; episodes that ended are reported."""
+    def close(self) -> None:
+        """Give up what a run holds that was built and never trained."""
+        self._resources.close()
+
+    def _start_step(self) -> np.ndarray:
+        """Act, and have the environments begin their step."""
         config = self.config.train
         if self.env_step < config.learning_starts and config.warmup == "uniform":
             shape = (self.env.num_envs, self.env.action_dim)
@@ -208,9 +225,10 @@ class Trainer:
             action = self.agent.act(obs, generator=self.acting)
         with self.stop.bounded():
             self.env.start(action)
-        if config.overlap:
-            # Also when a stop was asked for: a continued run has to make the same updates here.
-            self._spend_updates(to_the_last=True)
+        return action
+
+    def _finish_step(self, action: np.ndarray) -> None:
+        """Wait for the environments, store; episodes that ended are reported."""
         with self.stop.bounded():
             step = self.env.finish()
         self._store(action, step)
@@ -244,12 +262,15 @@ class Trainer:
             pace = config.initial_updates_per_step
         self.update_credit += pace * self.env.num_envs
 
-    def _spend_updates(self, *, to_the_last: bool = False) -> None:
-        """Take the updates that are due; a stop may fall between any two, or after ``the last``."""
+    def _spend_updates(self, *, to_the_last: bool = False) -> Generator[bool, Row | None, None]:
+        """Ask for the updates that are due; a stop may fall between any two, or after the last."""
         self._decay_learning_rates()
         while self.update_credit >= 1.0 and (to_the_last or self.stop.signal_number is None):
+            row = yield to_the_last
+            if row is None:
+                break
             self.update_credit -= 1.0
-            self.window.add(self._updates.update(self._sample_batch()))
+            self.window.add(*row)
             self.num_updates += 1
 
     def _decay_learning_rates(self) -> None:
@@ -261,7 +282,7 @@ class Trainer:
         progress = min(max((self.env_step - config.learning_starts) / length, 0.0), 1.0)
         self.agent.scale_learning_rates(1.0 - (1.0 - config.final_learning_rate) * progress)
 
-    def _sample_batch(self) -> Batch:
+    def sample_batch(self) -> Batch:
         """Draw a batch as the agent sees it: rewards scaled, observations normalised."""
         config = self.config.train
         batch = self.replay.sample(config.batch_size, self.sampling)
@@ -313,7 +334,7 @@ class Trainer:
         if self.env_step > self.saver.last_saved:
             self._save(with_env=with_env)
             self.saver.require_saved(self.env_step)
-        self.tracker.close(wandb_seconds=STOP_SECONDS)
+        self.tracker.close(wandb_seconds=self.stop.patience())
         raise Interrupted(self.run_dir, self.env_step, self.stop.signal_number)
 
     def _save(self, *, with_env: bool = True) -> None:
@@ -337,24 +358,42 @@ class Trainer:
 
 def train(config: "ExperimentConfig", run_dir: Path) -> None:
     """Start a run in a new directory and train it to the end."""
-    from algd.experiments.config import dump_yaml
-    from algd.training.checkpoint import claim_run_dir
-
     # What cannot be had is said before a directory is claimed.
     resolve_device(config.train.device)
     make_env(config.env).close()
+    claim(config, run_dir)
+    Trainer(config, run_dir).run()
+
+
+def claim(config: "ExperimentConfig", run_dir: Path) -> None:
+    """Make a directory that of a new run, with its configuration in it."""
+    from algd.experiments.config import dump_yaml
+    from algd.training.checkpoint import claim_run_dir
+
     claim_run_dir(run_dir)
     replace_durably(run_dir / "config.yaml", dump_yaml(config).encode())
-    Trainer(config, run_dir).run()
 
 
 def resume(run_dir: Path) -> None:
     """Continue a run from its newest valid checkpoint, as if nothing had happened."""
+    continued(run_dir).run()
+
+
+def continued(
+    run_dir: Path, *, stop: StopRequest | None = None, progress_label: str | None = ""
+) -> Trainer:
+    """Return the trainer of a run as it was at its newest valid checkpoint."""
     from algd.experiments.config import load_config
 
-    store = CheckpointStore(run_dir)
-    checkpoint = store.latest()
+    checkpoint = CheckpointStore(run_dir).latest()
     config = load_config([run_dir / "config.yaml"])
     if checkpoint is None:
         _log.warning("%s holds no checkpoint yet; starting it again from step 0", run_dir)
-    Trainer(config, run_dir, checkpoint=checkpoint, again=checkpoint is None).run()
+    return Trainer(
+        config,
+        run_dir,
+        checkpoint=checkpoint,
+        again=checkpoint is None,
+        stop=stop,
+        progress_label=progress_label,
+    )

@@ -315,6 +315,7 @@ class WandbRun:
                 settings=wandb.Settings(
                     console="off",
                     silent=True,
+                    reinit="create_new",  # beside those of other seeds in this process
                     init_timeout=_INIT_SECONDS,
                     finish_timeout=_FINISH_SECONDS,
                 ),

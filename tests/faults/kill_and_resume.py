@@ -36,17 +36,17 @@ from saved_runs import same_bits
 
 from alam.replay import ReplayBuffer
 from algd.experiments.config import load_config
-from algd.training import finishing, recording, trainer
+from algd.training import finishing, lockstep, recording, trainer
 from algd.training.checkpoint import CheckpointStore
 from algd.training.trainer import Trainer, resume, train
 from algd.training.wandb_file import offline_rows
 
 PHASES: dict[str, tuple[Any, str]] = {
-    "update": (Trainer, "_spend_updates"),
+    "update": (lockstep._OneByOne, "update"),
     "evaluation": (recording, "evaluate"),
     "checkpoint": (CheckpointStore, "save"),
     "video": (finishing, "_record_final_video"),
-    "step": (Trainer, "_step_environment"),
+    "step": (Trainer, "_finish_step"),
     "resume": (trainer, "restore_training"),
 }
 TINY = {

@@ -14,16 +14,23 @@ process (A B A B), and the median ratio of their times is printed:
     python tests/faults/long_run.py --compare DIR --preset cpu
 """
 
+# ruff: noqa: E402 - the path comes first, so that this file runs by its name alone
+
 import argparse
 import os
 import shutil
 import statistics
+import sys
 import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
+sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
+
+from stepping import step_and_update
 
 from algd.experiments.config import load_config
 from algd.experiments.yaml_files import parse_yaml
@@ -59,10 +66,10 @@ def train_and_sample(run_dir: Path, presets: list[str], changes: dict, seconds: 
     claim_run_dir(run_dir)
     trainer = Trainer(load_config(presets, _BASE | changes), run_dir)
     samples: list[Sample] = []
-    began, step = time.perf_counter(), trainer._step_environment
+    began, earn = time.perf_counter(), trainer._earn_updates
 
     def watched() -> None:
-        step()
+        earn()
         now = time.perf_counter() - began
         if not samples or now - samples[-1].wall >= _SAMPLE_SECONDS:
             files = sum(len(names) for _, _, names in os.walk(run_dir))
@@ -75,7 +82,7 @@ def train_and_sample(run_dir: Path, presets: list[str], changes: dict, seconds: 
         if now >= seconds:
             trainer.stop.signal_number = 15
 
-    trainer._step_environment = watched
+    trainer._earn_updates = watched
     try:
         trainer.run()
     except Exception as stopped:
@@ -119,9 +126,7 @@ def compare(kept: Path, presets: list[str], changes: dict, root: Path) -> None:
     def seconds(trainer: Trainer, steps: int) -> tuple[float, float]:
         clocks = time.perf_counter(), time.process_time()
         for _ in range(steps):
-            trainer._step_environment()
-            trainer._earn_updates()
-            trainer._spend_updates()
+            step_and_update(trainer)
         return time.perf_counter() - clocks[0], time.process_time() - clocks[1]
 
     seconds(young, config.train.learning_starts + _YOUNG_STEPS)

@@ -59,7 +59,7 @@ def test_training_stops_at_the_first_row_that_is_not_finite_and_names_it(
 
 def break_at(step_number: int, path: str, monkeypatch: pytest.MonkeyPatch, stop: bool) -> None:
     """Set one number of the agent to NaN, as a gradient that is NaN would, and maybe stop."""
-    step = Trainer._step_environment
+    step = Trainer._earn_updates
 
     def breaking(trainer: Trainer) -> None:
         step(trainer)
@@ -69,7 +69,7 @@ def break_at(step_number: int, path: str, monkeypatch: pytest.MonkeyPatch, stop:
                 next(iter(named.values())).view(-1)[0] = float("nan")
             trainer.stop.signal_number = 15 if stop else None
 
-    monkeypatch.setattr(Trainer, "_step_environment", breaking)
+    monkeypatch.setattr(Trainer, "_earn_updates", breaking)
 
 
 @pytest.mark.parametrize("part", ["policy", "multiplier", "critics"])
@@ -88,7 +88,7 @@ def test_a_gradient_that_overflows_in_the_optimiser_is_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Adam divides by the root of an infinity: all losses stay finite, and no step is taken."""
-    step = Trainer._step_environment
+    step = Trainer._earn_updates
 
     def overflowing(trainer: Trainer) -> None:
         step(trainer)
@@ -96,7 +96,7 @@ def test_a_gradient_that_overflows_in_the_optimiser_is_noticed(
             moments = next(iter(trainer.agent.critics.optimizer.state.values()))
             moments["exp_avg_sq"].fill_(float("inf"))
 
-    monkeypatch.setattr(Trainer, "_step_environment", overflowing)
+    monkeypatch.setattr(Trainer, "_earn_updates", overflowing)
     with pytest.raises(
         DivergenceError, match=r"^critics/optimizer/state/0/exp_avg_sq not finite at step 90 "
     ):
@@ -225,14 +225,14 @@ def test_a_cost_limit_of_0_suits_every_multiplier(tmp_path: Path, kind: str) -> 
 
 
 def test_a_stop_with_finite_numbers_saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    step = Trainer._step_environment
+    step = Trainer._earn_updates
 
     def stop_at_82(trainer: Trainer) -> None:
         step(trainer)
         if trainer.env_step == 82:
             trainer.stop.signal_number = 15
 
-    monkeypatch.setattr(Trainer, "_step_environment", stop_at_82)
+    monkeypatch.setattr(Trainer, "_earn_updates", stop_at_82)
     with pytest.raises(Interrupted):
         run(tmp_path / "run")
     assert saved_steps(tmp_path / "run") == [60, 82]

@@ -29,7 +29,7 @@ def refuse(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
     def install(error: int, *, first: int, last: int, rows: bool = False) -> None:
         now = [0]
-        step, write = Trainer._step_environment, durable_files.write_durably
+        step, write = Trainer._earn_updates, durable_files.write_durably
         os_write = os.write
 
         def count(trainer: Trainer) -> None:
@@ -50,7 +50,7 @@ def refuse(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
                 raise OSError(error, os.strerror(error))
             return os_write(descriptor, line)
 
-        monkeypatch.setattr(Trainer, "_step_environment", count)
+        monkeypatch.setattr(Trainer, "_earn_updates", count)
         for module in (durable_files, checkpoint):
             monkeypatch.setattr(module, "write_durably", write_durably)
         if rows:
@@ -112,14 +112,14 @@ def test_a_stop_that_cannot_save_does_not_claim_to_have_saved(
     tmp_path: Path, refuse: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refuse(errno.ENOSPC, first=35, last=10**9)
-    step = Trainer._step_environment
+    step = Trainer._earn_updates
 
     def stop_at_40(trainer: Trainer) -> None:
         step(trainer)
         if trainer.env_step == 40:
             trainer.stop.signal_number = 15
 
-    monkeypatch.setattr(Trainer, "_step_environment", stop_at_40)
+    monkeypatch.setattr(Trainer, "_earn_updates", stop_at_40)
     with pytest.raises(CheckpointError, match=r"ended at step 40 UNSAVED .* is of step 30$"):
         run(tmp_path / "run", train__on_save_error="continue")
 
@@ -139,14 +139,14 @@ def test_rows_that_a_full_disk_refuses_are_written_when_there_is_room(
 def delete_at(
     step_number: int, monkeypatch: pytest.MonkeyPatch, how: Callable[[Path], Any]
 ) -> None:
-    step = Trainer._step_environment
+    step = Trainer._earn_updates
 
     def delete(trainer: Trainer) -> None:
         step(trainer)
         if trainer.env_step == step_number:
             how(trainer.run_dir)
 
-    monkeypatch.setattr(Trainer, "_step_environment", delete)
+    monkeypatch.setattr(Trainer, "_earn_updates", delete)
 
 
 @pytest.mark.parametrize("how", ["deleted", "moved"])

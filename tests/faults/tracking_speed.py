@@ -21,6 +21,7 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
 
 from faults.wandb_server import WandbServer
+from stepping import step_and_update
 
 from algd.experiments.config import load_config
 from algd.training import wandb_run
@@ -54,10 +55,8 @@ def advance(trainer: Trainer, updates: int) -> tuple[float, float]:
     end = trainer.num_updates + updates
     wall, processor = time.perf_counter(), time.process_time()
     while trainer.num_updates < end:
-        trainer._spend_updates()
         trainer._record_and_save_if_due()
-        trainer._step_environment()
-        trainer._earn_updates()
+        step_and_update(trainer)
     spent = time.process_time() - processor, time.perf_counter() - wall
     return spent[0] / updates, spent[1] / updates
 

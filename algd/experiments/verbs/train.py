@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from algd.errors import CheckpointError
-from algd.experiments.arguments import Override, VerbParser, load_overridden, split_overrides
+from algd.experiments.arguments import (
+    Override,
+    VerbParser,
+    load_overridden,
+    positive_int,
+    split_overrides,
+)
+from algd.training.run_directory import is_run_dir, require_run_dir, seed_directories
 
 if TYPE_CHECKING:
     from algd.experiments.config import ExperimentConfig
@@ -23,8 +30,8 @@ def run(arguments: list[str]) -> int:
     """Train a policy, or continue a run."""
     parser = VerbParser(
         "train",
-        usage="algd train CONFIG... [--KEY=VALUE ...] [--run-dir DIR]\n"
-        "       algd train --resume RUN_DIR",
+        usage="algd train CONFIG... [--KEY=VALUE ...] [--seeds N] [--run-dir DIR]\n"
+        "       algd train --resume DIR",
         description="Train a policy. CONFIG is a YAML file or the name of a preset (algd presets); "
         "of several,\nlater ones win over earlier ones, and --KEY=VALUE over all of them. "
         "--base=NAME is one\nmore CONFIG, which a sweep can vary.",
@@ -32,22 +39,34 @@ def run(arguments: list[str]) -> int:
     )
     parser.add_argument("configs", nargs="*", metavar="CONFIG", help=argparse.SUPPRESS)
     parser.add_argument("-h", "--help", action="store_true", help="show this and every key")
+    parser.add_argument(
+        "--seeds",
+        type=positive_int,
+        metavar="N",
+        help="train N seeds, the config's and those that follow, in one process: on a GPU their "
+        "updates are taken together; runs are DIR/seed_K",
+    )
     parser.add_argument("--run-dir", type=Path, metavar="DIR", help="where the run is written")
-    parser.add_argument("--resume", type=Path, metavar="RUN_DIR", help="continue a run")
+    parser.add_argument(
+        "--resume", type=Path, metavar="DIR", help="continue a run, or all seeds of --seeds"
+    )
     known, overrides = split_overrides(
-        arguments, flags=("--help",), with_value=("--run-dir", "--resume")
+        arguments,
+        flags=("--help",),
+        with_value=("--seeds", "--run-dir", "--resume"),
+        keys=("--seed",),
     )
     options = parser.parse_args(known)
     if options.help:
         _print_train_help(parser)
         return 0
     if options.resume is not None:
-        if options.configs or overrides or options.run_dir is not None:
+        if options.configs or overrides or options.seeds or options.run_dir is not None:
             parser.error("--resume takes its configuration from the run and nothing else")
         return _resume(options.resume)
     if not options.configs and not any(override.option == "--base" for override in overrides):
         parser.error("no CONFIG given; `algd presets` lists the shipped ones")
-    return _start(options.configs, overrides, options.run_dir)
+    return _start(options.configs, overrides, options.run_dir, options.seeds)
 
 
 def _print_train_help(parser: argparse.ArgumentParser) -> None:
@@ -62,27 +81,34 @@ def _print_train_help(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _start(configs: list[str], overrides: list[Override], given: Path | None) -> int:
+def _start(
+    configs: list[str], overrides: list[Override], given: Path | None, num_seeds: int | None
+) -> int:
     config = load_overridden(configs, overrides)
+    from algd.training.seeds import train_seeds
     from algd.training.trainer import train
 
-    run_dir = default_run_dir(config) if given is None else given
+    run_dir = default_run_dir(config, num_seeds=num_seeds) if given is None else given
     print(f"run directory: {run_dir}", flush=True)
+    if num_seeds is not None:
+        return _until_stopped(lambda: train_seeds(config, num_seeds, run_dir))
     return _until_stopped(lambda: train(config, run_dir))
 
 
-def _resume(run_dir: Path) -> int:
-    from algd.training.run_directory import require_run_dir
+def _resume(directory: Path) -> int:
+    if directory.is_dir() and not is_run_dir(directory) and seed_directories(directory):
+        from algd.training.seeds import resume_seeds
 
-    require_run_dir(run_dir)
+        return _until_stopped(lambda: resume_seeds(directory))
+    require_run_dir(directory)
     from algd.training.exported import is_export
     from algd.training.trainer import resume
 
-    if is_export(run_dir):
+    if is_export(directory):
         raise CheckpointError(
-            f"{run_dir} is an exported policy, which cannot be trained on; resume its run"
+            f"{directory} is an exported policy, which cannot be trained on; resume its run"
         )
-    return _until_stopped(lambda: resume(run_dir))
+    return _until_stopped(lambda: resume(directory))
 
 
 def _until_stopped(work: Callable[[], None]) -> int:
@@ -102,11 +128,14 @@ def _until_stopped(work: Callable[[], None]) -> int:
     return 0
 
 
-def default_run_dir(config: "ExperimentConfig", *, root: Path = Path("runs")) -> Path:
-    """Return a name that no directory has yet: environment, policy, multiplier, seed, time."""
+def default_run_dir(
+    config: "ExperimentConfig", *, num_seeds: int | None = None, root: Path = Path("runs")
+) -> Path:
+    """Return a name that no directory has yet: environment, policy, multiplier, seeds, time."""
+    last = "" if num_seeds is None else f"to{config.seed + num_seeds - 1}"
     env_id = "".join(c if c.isalnum() or c in "-_." else "_" for c in config.env.id)
     stem = (
-        f"{env_id}-{config.policy.kind}-{config.multiplier.kind}-s{config.seed}-"
+        f"{env_id}-{config.policy.kind}-{config.multiplier.kind}-s{config.seed}{last}-"
         f"{time.strftime('%Y%m%d-%H%M%S')}"
     )
     path, number = root / stem, 1
