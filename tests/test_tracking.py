@@ -407,6 +407,53 @@ def test_an_unreachable_server_means_recording_offline(
     assert capfd.readouterr() == ("", "")
 
 
+def test_a_server_that_did_not_answer_is_not_waited_for_by_the_next_seed(
+    tmp_path: Path,
+    no_wandb_login: None,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    import wandb
+
+    monkeypatch.setattr(wandb_run, "_INIT_SECONDS", 1.0)
+    monkeypatch.setenv("WANDB_API_KEY", "0123456789" * 4)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:19")
+    init, modes = wandb.init, []
+
+    def noted(**settings: Any) -> Any:
+        modes.append(settings["mode"])
+        return init(**settings)
+
+    monkeypatch.setattr(wandb, "init", noted)
+    trackers = []
+    for name in ("seed_0", "seed_1"):
+        (tmp_path / name).mkdir()
+        trackers.append(make_tracker(tmp_path / name, wandb="online"))
+    for step, tracker in enumerate(trackers):
+        tracker.log(step, {"x": 0.5})
+        tracker.finish({})
+    assert modes == ["online", "offline", "offline"]
+    assert [wandb_rows(tmp_path / name)[0]["env_step"] for name in ("seed_0", "seed_1")] == [0, 1]
+    assert "http://127.0.0.1:19 did not answer a moment ago" in caplog.text
+
+
+def test_the_process_of_wandb_lives_as_long_as_one_seed_writes_to_it(
+    tmp_path: Path, no_wandb_login: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[int] = []
+    monkeypatch.setattr(wandb_run, "_end_service", lambda: ended.append(len(trackers)))
+    trackers = []
+    for name in ("seed_0", "seed_1"):
+        (tmp_path / name).mkdir()
+        trackers.append(make_tracker(tmp_path / name, wandb="offline"))
+    trackers[0].close(wandb_seconds=0.0)  # gives W&B no time at all
+    assert not ended
+    trackers[1].log(7, {"x": 0.25})
+    trackers[1].finish({})
+    assert ended == [2]
+    assert [row["env_step"] for row in wandb_rows(tmp_path / "seed_1")] == [7]
+
+
 @pytest.mark.parametrize(
     ("requested", "variable", "logged_in", "expected"),
     [

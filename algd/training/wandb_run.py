@@ -20,9 +20,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
+from weakref import WeakSet
 
 from algd.training.durable_files import replace_durably
 from algd.training.stopping import StopWhileWaiting
@@ -36,6 +38,7 @@ Mode = Literal["online", "offline", "disabled"]
 _log = logging.getLogger(__name__)
 _DEFAULT_SERVER = "https://api.wandb.ai"
 _INIT_SECONDS = 30.0  # an unreachable server costs this once, then the run is recorded offline
+_RETRY_SECONDS = 60.0  # the next run of this process asks such a server no sooner
 _FINISH_SECONDS = 120.0  # a slow upload may delay the end of a run by this; the rest is on disk
 _TEARDOWN_SECONDS = 0.5  # for W&B's process to end by itself, once its run was given up
 _WRITER_SECONDS = 10.0  # a killed run's W&B process is gone after less than one
@@ -99,6 +102,18 @@ def choose_mode(requested: Literal["auto", "online", "offline", "disabled"]) -> 
         _log.warning("W&B: not logged in (wandb login); recording offline instead")
         return "offline"
     return mode
+
+
+@dataclass
+class _Shared:
+    """What runs of several seeds share, since one process of W&B serves all of this process."""
+
+    live: "WeakSet[WandbRun]" = field(default_factory=WeakSet)
+    left_waiting: bool = False  # a run ended in time for us, and not for its server
+    unreachable: dict[str, float] = field(default_factory=dict)  # servers, and since when
+
+
+_shared = _Shared()
 
 
 class WandbRun:
@@ -266,9 +281,13 @@ class WandbRun:
             self._end_by = time.monotonic() + seconds
         if not self._do_in_time("finish", end):
             _log.warning("W&B: not all was sent; the rest is in %s", self._run_dir)
+            _shared.left_waiting = True
+        self._run = None
+        _shared.live.discard(self)
+        if _shared.left_waiting and not _shared.live:
+            _shared.left_waiting = False
             with self._guard("end"):
                 _end_service()
-        self._run = None
 
     def _do_in_time(self, what: str, call: Callable[[], None]) -> bool:
         """Do what may wait for a server; say whether it ended before the run's end had to.
@@ -324,14 +343,22 @@ class WandbRun:
         _disable_telemetry()
         _leave_service_of_another_process()
         wandb.setup(wandb.Settings(silent=True))  # the login, before a run has its own settings
+        server = os.environ.get("WANDB_BASE_URL", _DEFAULT_SERVER)
+        failed = _shared.unreachable.get(server)
+        if failed is not None and time.monotonic() - failed < _RETRY_SECONDS:
+            _log.warning("W&B: %s did not answer a moment ago; recording offline instead", server)
+            mode = "offline"
         try:
             run = start(mode)
         except Exception as error:
             if mode == "offline":
                 raise
             _log.warning("W&B: %s; recording offline instead", _first_line(error))
-            wandb.teardown()  # else the attempt still holds the run's id
+            _shared.unreachable[server] = time.monotonic()
+            if not _shared.live:
+                wandb.teardown()  # else the attempt still holds the run's id
             run = start("offline")
+        _shared.live.add(self)
         # No row ever carries W&B's own step: it must not go back, and rows that do are dropped.
         run.define_metric("env_step")
         run.define_metric("*", step_metric="env_step")
