@@ -437,6 +437,23 @@ def test_a_server_that_did_not_answer_is_not_waited_for_by_the_next_seed(
     assert "http://127.0.0.1:19 did not answer a moment ago" in caplog.text
 
 
+def test_a_server_that_goes_away_between_two_seeds_costs_no_row(
+    tmp_path: Path, no_wandb_login: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trackers = []
+    for name, mode in (("seed_0", "offline"), ("seed_1", "online")):
+        (tmp_path / name).mkdir()
+        monkeypatch.setattr(wandb_run, "_INIT_SECONDS", 1.0)
+        monkeypatch.setenv("WANDB_API_KEY", "0123456789" * 4)
+        monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:21")
+        trackers.append(make_tracker(tmp_path / name, wandb=mode))
+    for step, tracker in enumerate(trackers):
+        tracker.log(step, {"x": 0.5})
+    for tracker in trackers:
+        tracker.finish({})
+    assert [wandb_rows(tmp_path / name)[0]["env_step"] for name in ("seed_0", "seed_1")] == [0, 1]
+
+
 def test_the_process_of_wandb_lives_as_long_as_one_seed_writes_to_it(
     tmp_path: Path, no_wandb_login: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,7 +7,7 @@ and one that failed leaves the others as they are.
 """
 
 import logging
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -43,46 +43,51 @@ class Lockstep:
     def __init__(
         self, trainers: Sequence["Trainer"], stop: StopRequest, *, joins: bool | None = None
     ) -> None:
-        first = trainers[0]
-        self._trainers = list(trainers)
+        # Those at their end have little left to do, and may wait for a server with it.
+        self._trainers = sorted(trainers, key=lambda t: t.env_step >= t.config.train.total_steps)
         self._stop = stop
-        self._captures = first.captures_updates
-        self._joins = first.device.type == "cuda" if joins is None else joins
+        self._captures = trainers[0].captures_updates
+        self._joins = trainers[0].device.type == "cuda" if joins is None else joins
         self._joins &= len(trainers) > 1 and is_joinable([t.agent for t in trainers])
-        self._runs = {trainer: trainer.training() for trainer in trainers}
+        self._runs = {trainer: trainer.training() for trainer in self._trainers}
+        self._locks = [trainer.lock for trainer in trainers]
+        for trainer in trainers:
+            trainer.locks = self._locks
         self._wanted: dict[Trainer, bool] = {}
-        self._ended: dict[Trainer, Interrupted | UserError] = {}
+        self._failures: list[Exception] = []
+        self._interrupted: Interrupted | None = None
         self._learner: _Learner | None = None
 
     def run(self) -> None:
         """Train all.
 
         Raises:
-            Interrupted: a stop was asked for, and every run is saved; of the first that is not
-                at its end.
-            UserError: of the first run that failed, once the others are at their end.
+            Interrupted: a stop was asked for, and every run is saved.
+            Exception: of the first run that failed, once the others are at their end or saved.
         """
+        self._choose_who_shows_progress()
         try:
-            for trainer, run in self._runs.items():
-                self._advance(trainer, run, None)
+            for trainer in self._trainers:
+                self._advance(trainer, None)
             while self._wanted:
                 self._give_next()
         finally:
             for run in self._runs.values():
                 run.close()
-        errors = list(self._ended.values())
-        for kind in (Interrupted, UserError):
-            for error in errors:
-                if isinstance(error, kind):
-                    raise error
+        for error in (*self._failures, self._interrupted):
+            if error is not None:
+                raise error
 
     def _give_next(self) -> None:
         """Let the runs that are furthest behind go on, those that are to stop first."""
         if self._stop.signal_number is not None:
             leaving = [trainer for trainer, must in self._wanted.items() if not must]
+            for trainer in leaving:  # before one of them waits for a server or a worker
+                self._save(trainer)
+            for trainer in leaving:
+                if trainer in self._wanted:
+                    self._advance(trainer, None)
             if leaving:
-                for trainer in leaving:
-                    self._advance(trainer, self._runs[trainer], None)
                 return
         behind = min(trainer.num_updates for trainer in self._wanted)
         group = [t for t in self._trainers if t in self._wanted and t.num_updates == behind]
@@ -92,23 +97,46 @@ class Lockstep:
             together = self._joins and len(group) > 1
             self._learner = (_Together if together else _OneByOne)(group, self._captures)
         for trainer, row in zip(group, self._learner.update(), strict=True):
-            self._advance(trainer, self._runs[trainer], row)
+            self._advance(trainer, row)
 
-    def _advance(
-        self, trainer: "Trainer", run: Generator[bool, Row | None, None], row: Row | None
-    ) -> None:
+    def _advance(self, trainer: "Trainer", row: Row | None) -> None:
         """Let a run go on to its next update; a failure is kept until the others have ended."""
         self._wanted.pop(trainer, None)
         try:
-            self._wanted[trainer] = run.send(row)
+            self._wanted[trainer] = self._runs[trainer].send(row)
         except StopIteration:
-            return
-        except (Interrupted, UserError) as error:
-            if len(self._trainers) == 1:
-                raise
-            self._ended[trainer] = error
-            if isinstance(error, UserError):
-                _log.warning("%s failed: %s; the other seeds go on", trainer.run_dir, error)
+            self._take_leave(trainer)
+        except Interrupted as interrupted:
+            self._interrupted = self._interrupted or interrupted
+            self._take_leave(trainer)
+        except Exception as error:
+            self._fail(trainer, error)
+
+    def _save(self, trainer: "Trainer") -> None:
+        try:
+            trainer.save_for_stop()
+        except UserError as error:
+            self._wanted.pop(trainer)
+            self._runs[trainer].close()
+            self._fail(trainer, error)
+
+    def _fail(self, trainer: "Trainer", error: Exception) -> None:
+        if len(self._trainers) > 1:
+            after = "are saved" if self._stop.signal_number is not None else "go on"
+            _log.warning("%s failed: %s; the other seeds %s", trainer.run_dir, error, after)
+        self._failures.append(error)
+        self._take_leave(trainer)
+
+    def _take_leave(self, trainer: "Trainer") -> None:
+        self._locks.remove(trainer.lock)
+        if trainer.shows_progress:
+            self._choose_who_shows_progress()
+
+    def _choose_who_shows_progress(self) -> None:
+        """Of several lines on one terminal, show the first run's that goes on."""
+        left = [trainer for trainer in self._trainers if trainer.lock in self._locks]
+        for trainer in left:
+            trainer.shows_progress = trainer is left[0]
 
 
 class _Learner(Protocol):

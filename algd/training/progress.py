@@ -87,9 +87,6 @@ class Progress:
         self._last_time = -float("inf")
         self._shown = False
         self._notices: _NoticesAboveTheBar | None = None
-        if self._redraws:
-            self._notices = _NoticesAboveTheBar(self)
-            logging.getLogger("algd").addHandler(self._notices)
 
     def update(self, env_step: int, num_updates: int) -> bool:
         """Note the counters; True when a line is due, for which ``draw`` wants the values."""
@@ -117,6 +114,9 @@ class Progress:
         self._last_line_step = self._env_step
         line = self._line(episode_return, cost, multiplier)
         if self._redraws:
+            if self._notices is None:  # not before: of several runs only one draws its line
+                self._notices = _NoticesAboveTheBar(self)
+                logging.getLogger("algd").addHandler(self._notices)
             self._stream.write(f"\r\x1b[K{self._fitted(line)}")
             self._shown = True
         else:

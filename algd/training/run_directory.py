@@ -53,6 +53,11 @@ def claim_run_dir(path: Path) -> None:
         f"{path} already holds a run; continue it with `algd train --resume {path}` "
         "or choose another directory"
     )
+    if seed_directories(path):
+        raise ConfigError(
+            f"{path} holds the runs of several seeds; continue them with "
+            f"`algd train --resume {path}` or choose another directory"
+        )
     try:
         make_directory(path)
         if is_run_dir(path):

@@ -16,6 +16,9 @@ from typing import Any, Self
 STOP_SECONDS = 2.5  # for what may hang; two of them and a checkpoint fit into ten seconds
 
 
+_NEXT_SECONDS = 0.5  # for the same thing of the next seed, once one has not answered
+
+
 class Interrupted(Exception):
     """Training was asked to stop; a checkpoint has been written."""
 
@@ -43,7 +46,8 @@ class StopRequest:
     def __init__(self) -> None:
         self.signal_number: int | None = None
         self._leave_by: type[Exception] | None = None
-        self._patient_until: float | None = None
+        self.patience = STOP_SECONDS  # with servers, of all runs of the process together
+        self._alarm_seconds = STOP_SECONDS
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -71,11 +75,14 @@ class StopRequest:
         if self.signal_number is not None:
             raise StopAsked
 
-    def patience(self) -> float:
-        """Return what is left of ``STOP_SECONDS``, which begin when this is first asked."""
-        if self._patient_until is None:
-            self._patient_until = time.monotonic() + STOP_SECONDS
-        return max(self._patient_until - time.monotonic(), 0.0)
+    @contextmanager
+    def patiently(self) -> Iterator[float]:
+        """Give the seconds that a server may take after a stop; what is taken is gone."""
+        began = time.monotonic()
+        try:
+            yield self.patience
+        finally:
+            self.patience = max(self.patience - (time.monotonic() - began), 0.0)
 
     @contextmanager
     def bounded(self, leave_by: type[Exception] = StopWhileWaiting) -> Iterator[None]:
@@ -105,9 +112,10 @@ class StopRequest:
             return  # not the main thread
         if signal.SIGALRM not in self._previous:
             self._previous[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._wake_up)
-        signal.setitimer(signal.ITIMER_REAL, STOP_SECONDS)
+        signal.setitimer(signal.ITIMER_REAL, self._alarm_seconds)
 
     def _wake_up(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
         leave_by, self._leave_by = self._leave_by, None
         if leave_by is not None:
+            self._alarm_seconds = _NEXT_SECONDS
             raise leave_by

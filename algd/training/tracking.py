@@ -85,7 +85,7 @@ class Tracker:
         run_id: of the W&B run; drawn when None. A resumed run keeps the id it had.
         resume_step: env step of the checkpoint that the run continues from, None for a new run.
         keep_refused_rows: hold rows that the disk refuses in memory until it takes them.
-        progress_label: begins the progress line; None for no line, whatever ``config`` says.
+        progress_label: begins the progress line.
 
     Raises:
         CheckpointError: a CSV file cannot be written (here, and in every method that writes one
@@ -103,7 +103,7 @@ class Tracker:
         run_id: str | None = None,
         resume_step: int | None = None,
         keep_refused_rows: bool = False,
-        progress_label: str | None = "",
+        progress_label: str = "",
     ) -> None:
         self.config = config
 
@@ -122,8 +122,8 @@ class Tracker:
         self._progress = Progress(
             total_steps,
             cost_limit=cost_limit,
-            enabled=config.progress and progress_label is not None,
-            label=progress_label or "",
+            enabled=config.progress,
+            label=progress_label,
         )
         self._times_to_send: dict[str, float] = {}
         self._multiplier: float | None = None

@@ -52,7 +52,7 @@ class Trainer:
         checkpoint: state to continue from, None to start.
         again: without a checkpoint, start over where an earlier process of the run left files.
         stop: the request that several runs of one process share; None for one of its own.
-        progress_label: begins the progress line; None for no line.
+        progress_label: begins the progress line.
 
     Raises:
         CheckpointError: another process writes this run, or the checkpoint cannot be used.
@@ -66,7 +66,7 @@ class Trainer:
         checkpoint: Path | None = None,
         again: bool = False,
         stop: StopRequest | None = None,
-        progress_label: str | None = "",
+        progress_label: str = "",
     ) -> None:
         self.config = config
         self.run_dir = run_dir
@@ -81,10 +81,12 @@ class Trainer:
         self.evaluations: list[dict[str, float]] = []
         self.best_safe: dict[str, float] | None = None
         self._progress_label = progress_label
+        self.shows_progress = True
         self._resources = ExitStack()
         try:
             self.stop = self._resources.enter_context(StopRequest()) if stop is None else stop
             self.lock = self._resources.enter_context(RunLock(run_dir))
+            self.locks = [self.lock]  # of all runs of this process, whose signs of life it gives
             self._build()
             if checkpoint is None:
                 self.obs = self.env.reset()
@@ -155,7 +157,7 @@ class Trainer:
                 keep_refused_rows=config.train.on_save_error == "continue",
                 progress_label=self._progress_label,
             )
-        self._resources.callback(self.tracker.close)
+        self._resources.callback(self._close_tracker)
         self.saver = Saver(
             self.store,
             self.lock,
@@ -193,13 +195,14 @@ class Trainer:
                         yield from self._spend_updates(to_the_last=True)
                     self._finish_step(action)
                     self._earn_updates()
-                    self.lock.sign_of_life()
-                    self.tracker.progress(
-                        env_step=self.env_step,
-                        num_updates=self.num_updates,
-                        episodes=self.recent_episodes,
-                        multiplier=self.window,
-                    )
+                    self._give_signs_of_life()
+                    if self.shows_progress:
+                        self.tracker.progress(
+                            env_step=self.env_step,
+                            num_updates=self.num_updates,
+                            episodes=self.recent_episodes,
+                            multiplier=self.window,
+                        )
                 finish_run(self)
                 self.saver.require_saved(self.env_step)
             except StopAsked:
@@ -325,17 +328,30 @@ class Trainer:
 
     def breathe(self) -> None:
         """Look up from long work: tell other machines, leave it if a stop was asked for."""
-        self.lock.sign_of_life()
+        self._give_signs_of_life()
         self.stop.raise_if_asked()
+
+    def _give_signs_of_life(self) -> None:
+        for lock in self.locks:
+            lock.sign_of_life()
 
     def _stop_if_asked(self, *, with_env: bool = True) -> None:
         if self.stop.signal_number is None:
             return
+        self.save_for_stop(with_env=with_env)
+        with self.stop.patiently() as seconds:
+            self.tracker.close(wandb_seconds=seconds)
+        raise Interrupted(self.run_dir, self.env_step, self.stop.signal_number)
+
+    def save_for_stop(self, *, with_env: bool = True) -> None:
+        """Save what is not saved yet, or raise CheckpointError."""
         if self.env_step > self.saver.last_saved:
             self._save(with_env=with_env)
             self.saver.require_saved(self.env_step)
-        self.tracker.close(wandb_seconds=self.stop.patience())
-        raise Interrupted(self.run_dir, self.env_step, self.stop.signal_number)
+
+    def _close_tracker(self) -> None:
+        with self.stop.bounded():
+            self.tracker.close()
 
     def _save(self, *, with_env: bool = True) -> None:
         """Write everything that a bitwise continuation needs."""
@@ -380,7 +396,7 @@ def resume(run_dir: Path) -> None:
 
 
 def continued(
-    run_dir: Path, *, stop: StopRequest | None = None, progress_label: str | None = ""
+    run_dir: Path, *, stop: StopRequest | None = None, progress_label: str = ""
 ) -> Trainer:
     """Return the trainer of a run as it was at its newest valid checkpoint."""
     from algd.experiments.config import load_config

@@ -17,6 +17,7 @@ import shutil
 import signal
 import threading
 import time
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -40,6 +41,7 @@ _DEFAULT_SERVER = "https://api.wandb.ai"
 _INIT_SECONDS = 30.0  # an unreachable server costs this once, then the run is recorded offline
 _RETRY_SECONDS = 60.0  # the next run of this process asks such a server no sooner
 _FINISH_SECONDS = 120.0  # a slow upload may delay the end of a run by this; the rest is on disk
+_AGAIN_SECONDS = 5.0  # the same for the next seed, when one has waited that long in vain
 _TEARDOWN_SECONDS = 0.5  # for W&B's process to end by itself, once its run was given up
 _WRITER_SECONDS = 10.0  # a killed run's W&B process is gone after less than one
 _TABLE_ROWS = 10_000  # what W&B shows of a table
@@ -295,7 +297,8 @@ class WandbRun:
         Each but the last has half of the time that is left.
         """
         if self._end_by is None:
-            self._end_by = time.monotonic() + _FINISH_SECONDS
+            hangs = _shared.left_waiting  # the server did not answer the run before this one
+            self._end_by = time.monotonic() + (_AGAIN_SECONDS if hangs else _FINISH_SECONDS)
 
         def guarded() -> None:
             with self._guard(what):
@@ -345,7 +348,7 @@ class WandbRun:
         wandb.setup(wandb.Settings(silent=True))  # the login, before a run has its own settings
         server = os.environ.get("WANDB_BASE_URL", _DEFAULT_SERVER)
         failed = _shared.unreachable.get(server)
-        if failed is not None and time.monotonic() - failed < _RETRY_SECONDS:
+        if failed is not None and (_shared.live or time.monotonic() - failed < _RETRY_SECONDS):
             _log.warning("W&B: %s did not answer a moment ago; recording offline instead", server)
             mode = "offline"
         try:
@@ -355,15 +358,18 @@ class WandbRun:
                 raise
             _log.warning("W&B: %s; recording offline instead", _first_line(error))
             _shared.unreachable[server] = time.monotonic()
-            if not _shared.live:
-                wandb.teardown()  # else the attempt still holds the run's id
+            # The attempt holds the run's id for as long as W&B's process lives.
+            if _shared.live:
+                self.run_id = uuid.uuid4().hex[:12]
+            else:
+                wandb.teardown()
             run = start("offline")
-        _shared.live.add(self)
         # No row ever carries W&B's own step: it must not go back, and rows that do are dropped.
         run.define_metric("env_step")
         run.define_metric("*", step_metric="env_step")
         for name, summary in _SUMMARIES.items():
             run.define_metric(name, step_metric="env_step", summary=summary)
+        _shared.live.add(self)
         return run
 
     @contextmanager

@@ -96,9 +96,11 @@ def _start(
 
 
 def _resume(directory: Path) -> int:
-    if directory.is_dir() and not is_run_dir(directory) and seed_directories(directory):
+    runs = [] if is_run_dir(directory) else seed_directories(directory)
+    if runs:
         from algd.training.seeds import resume_seeds
 
+        print(f"continuing {', '.join(run_dir.name for run_dir in runs)}", flush=True)
         return _until_stopped(lambda: resume_seeds(directory))
     require_run_dir(directory)
     from algd.training.exported import is_export
