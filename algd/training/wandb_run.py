@@ -425,7 +425,7 @@ def _link(source: Path, copy: Path) -> None:
 
 def _disable_telemetry() -> None:
     """Turn off what wandb reports about itself: at exit it waits up to 30 s for its server."""
-    with suppress(ImportError):  # only wandb >= 0.30 has it
+    with suppress(ImportError):  # a private part of it
         from wandb.analytics.opentelemetry import opentelemetry_proxy
 
         opentelemetry_proxy.disable()
