@@ -362,7 +362,7 @@ def test_resume_hands_over_the_run_directory(
 def test_train_help_shows_every_key(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--help"]) == 0
     out = capsys.readouterr().out
-    assert "usage: algd train CONFIG... [--KEY=VALUE ...] [--run-dir DIR]" in out
+    assert "usage: algd train CONFIG... [--KEY=VALUE ...] [--seeds N] [--run-dir DIR]" in out
     for key in ("--env.id", "--multiplier.proportional_gain", "--train.total_steps", "--seed"):
         assert f"\n  {key}  " in out
 

@@ -26,6 +26,7 @@ from algd.training.stopping import Interrupted
 from algd.training.trainer import Trainer, claim, train
 from algd.training.wandb_file import offline_rows
 
+pytestmark = pytest.mark.usefixtures("no_shape_checks")  # vmap is slow under them
 TINY: dict[str, Any] = {
     "env.id": "AnalyticCorridor-v0",
     "constraint.cost_limit": 2.0,
@@ -123,7 +124,6 @@ def test_on_a_cpu_every_seed_has_the_bytes_of_its_lone_run(tmp_path: Path, case:
     assert_same_bytes(tmp_path / "both", expected)
 
 
-@pytest.mark.usefixtures("no_shape_checks")
 @pytest.mark.parametrize("case", ["diffusion", "vector-pid"])
 def test_joint_updates_train_every_seed_as_alone(
     tmp_path: Path, case: str, joined: list[list[int]]
@@ -189,7 +189,6 @@ def test_seeds_that_are_behind_catch_up_first(
     assert_same_bytes(tmp_path / "all", expected)
 
 
-@pytest.mark.usefixtures("no_shape_checks")
 @pytest.mark.parametrize("how", ["one by one", "joined", "joined, as graphs"])
 def test_a_seed_that_fails_leaves_the_others_as_they_are(
     tmp_path: Path,
