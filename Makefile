@@ -2,7 +2,8 @@
 # make test    build the environment, then run the tests          (ARGS="-m learning" to choose others)
 # make bench   how fast the updates are, against plain references and floors (ARGS="--rounds 30")
 # make reproduce TASK=SafetyHopperVelocity-v1 SEEDS=1   a part of the benchmark, compared with the stored rows
-#              (AGENT=sac_alam for one algorithm; TASK= for all tasks; it continues where it was stopped)
+#              (AGENT=sac_alam for one algorithm; TASK= for all tasks; SWEEP=long for 300,000 steps;
+#              it continues where it was stopped)
 # make lint    ruff and pyright          make lock   resolve the pins again (ARGS=--upgrade for newer ones)
 # make audit   look for known vulnerabilities of the pinned packages (asks PyPI); make licences lists licences
 # make clean   remove the environment and every cache
@@ -20,6 +21,7 @@ ARGS ?=
 TASK ?= SafetyHopperVelocity-v1
 AGENT ?=
 SEEDS ?= 1
+SWEEP ?= safety_gymnasium
 STAMP := $(VENV)/.built-$(shell cat requirements.lock pyproject.toml | sha256sum | cut -c1-16)
 # Without dependencies: the lock names them all, and those that safety-gymnasium pins cannot be installed.
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps
@@ -46,9 +48,9 @@ bench: environment
 	$(BIN)/algd bench $(ARGS)
 
 reproduce: environment
-	$(BIN)/algd sweep configs/benchmark/safety_gymnasium.yaml --seeds $(SEEDS) --dir runs/safety_gymnasium \
+	$(BIN)/algd sweep configs/benchmark/$(SWEEP).yaml --seeds $(SEEDS) --dir runs/$(SWEEP) \
 	  $(if $(TASK),--only env.id=$(TASK)) $(if $(AGENT),--only base=$(AGENT)) $(ARGS)
-	$(BIN)/python -m tests.benchmarks.evidence check runs/safety_gymnasium
+	$(BIN)/python -m tests.benchmarks.evidence check runs/$(SWEEP)
 
 lint: environment
 	$(BIN)/ruff check .

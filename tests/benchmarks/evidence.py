@@ -49,9 +49,14 @@ class StoredRun(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Return the name of its file."""
+        """Return the name of its file, in the folder of its number of steps."""
         config = self.about["config"]
-        return f"{config['env.id']},{self.about['base']},s{config['seed']}.csv"
+        return f"{self.steps}/{config['env.id']},{self.about['base']},s{config['seed']}.csv"
+
+    @property
+    def steps(self) -> int:
+        """Return its budget in environment steps."""
+        return self.about["config"]["train.total_steps"]
 
 
 def of_run(run: RunData) -> StoredRun:
@@ -125,11 +130,19 @@ def as_run(stored: StoredRun) -> RunData:
 
 def stored_runs() -> list[StoredRun]:
     """Return all stored runs in the order of their names."""
-    return [from_text(path.read_text()) for path in sorted(STORED.glob("*.csv"))]
+    return [from_text(path.read_text()) for path in sorted(STORED.glob("*/*.csv"))]
+
+
+def budgets_of(runs: Sequence[StoredRun]) -> dict[int, list[StoredRun]]:
+    """Return the runs of each number of steps, the smallest first."""
+    return {
+        steps: [run for run in runs if run.steps == steps]
+        for steps in sorted({run.steps for run in runs})
+    }
 
 
 def comparisons_of(runs: Sequence[StoredRun]) -> list[Comparison]:
-    """Compare presets inside each task."""
+    """Compare presets inside each task; the runs of one budget."""
     cells: dict[tuple[str, str], list[RunData]] = {}
     for stored in runs:
         run = as_run(stored)
@@ -227,9 +240,10 @@ def _finished(paths: Sequence[Path]) -> list[StoredRun]:
 
 def keep(paths: Sequence[Path]) -> int:
     """Write a file for each finished run."""
-    STORED.mkdir(parents=True, exist_ok=True)
     for stored in _finished(paths):
-        (STORED / stored.name).write_text(to_text(stored))
+        path = STORED / stored.name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(to_text(stored))
         print(f"kept {stored.name}")
     return 0
 
@@ -264,20 +278,23 @@ def check(paths: Sequence[Path]) -> int:
 
 
 def table(figures: Path | None) -> int:
-    """Put the table between its marks in the README; draw the figures."""
-    comparisons = comparisons_of(stored_runs())
+    """Put a table per budget between the marks in the README; draw the figures."""
+    budgets = {steps: comparisons_of(runs) for steps, runs in budgets_of(stored_runs()).items()}
     text = README.read_text()
     if BEGIN not in text or END not in text:
         print(f"README.md lacks {BEGIN} ... {END}", file=sys.stderr)
         return 1
     before, after = text[: text.index(BEGIN)], text[text.index(END) :]
-    README.write_text(f"{before}{BEGIN}\n{markdown(comparisons)}\n{after}")
+    tables = "\n\n".join(map(markdown, budgets.values()))
+    README.write_text(f"{before}{BEGIN}\n{tables}\n{after}")
     if figures is not None:
         from algd.experiments.figures import write_figures
 
-        figures.mkdir(parents=True, exist_ok=True)
-        for path in write_figures(comparisons, figures):
-            print(path)
+        for steps, comparisons in budgets.items():
+            folder = figures / str(steps)
+            folder.mkdir(parents=True, exist_ok=True)
+            for path in write_figures(comparisons, folder):
+                print(path)
     return 0
 
 

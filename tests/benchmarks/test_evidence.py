@@ -32,8 +32,8 @@ def stored(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
 
 
 def test_a_stored_run_holds_what_the_run_recorded(finished: Path, stored: Path) -> None:
-    names = sorted(path.name for path in stored.iterdir())
-    assert names == ["AnalyticBandit1-v0,fac,s0.csv", "AnalyticBandit1-v0,sac_alam,s0.csv"]
+    names = sorted(str(path.relative_to(stored)) for path in stored.glob("*/*"))
+    assert names == ["100/AnalyticBandit1-v0,fac,s0.csv", "100/AnalyticBandit1-v0,sac_alam,s0.csv"]
     for run in read_runs([finished]).runs:
         (there,) = (
             back
@@ -54,7 +54,7 @@ def test_a_run_that_repeats_equals_its_stored_rows_and_another_does_not(
 ) -> None:
     assert evidence.check([finished]) == 0
     assert capsys.readouterr().out.count("bit for bit") == 2
-    path = stored / "AnalyticBandit1-v0,fac,s0.csv"
+    path = stored / "100/AnalyticBandit1-v0,fac,s0.csv"
     rows = path.read_text().splitlines()
     last = next(i for i, row in enumerate(rows) if row.startswith("evaluation,100,"))
     _, _, value, *rest = rows[last].split(",")
@@ -62,7 +62,7 @@ def test_a_run_that_repeats_equals_its_stored_rows_and_another_does_not(
     path.write_text("\n".join(rows) + "\n")
     assert evidence.check([finished]) == 1
     assert "fac,s0.csv: differs (return " in capsys.readouterr().out
-    for file in stored.iterdir():
+    for file in stored.glob("*/*"):
         file.unlink()
     assert evidence.check([finished]) == 1
     assert "nothing to compare" in capsys.readouterr().out
@@ -80,6 +80,23 @@ def test_the_table_of_the_readme_comes_from_the_stored_runs(
     (row,) = (line for line in lines if "| `fac` |" in line)
     last = evidence.as_run(evidence.stored_runs()[0]).metrics["eval/return"].values[-1]
     assert f"| 0 | 0k | {last:.1f} |" in row
+
+
+def test_budgets_have_a_table_each(
+    stored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (run, _) = evidence.stored_runs()
+    longer = run.about | {"config": run.about["config"] | {"train.total_steps": 3000}}
+    path = stored / "3000" / "any,name,s0.csv"
+    path.parent.mkdir()
+    path.write_text(evidence.to_text(run._replace(about=longer)))
+    readme = tmp_path / "README.md"
+    readme.write_text(f"{evidence.BEGIN}\n{evidence.END}\n")
+    monkeypatch.setattr(evidence, "README", readme)
+    assert evidence.table(None) == 0
+    first, second = readme.read_text().split("\n\n")
+    assert (first.count("| `"), second.count("| `")) == (2, 1)
+    assert "`sac_alam`" not in second
 
 
 def test_oscillation_counts_from_the_first_third_on() -> None:
