@@ -263,7 +263,7 @@ def test_default_run_dir_is_never_one_that_exists(
         (["sac", "--run-dir"], "argument --run-dir: expected one argument"),
         (
             ["sac", "--resume", "x"],
-            "--resume takes its configuration from the run and nothing else",
+            "--resume takes its configuration from the run; only --train.total_steps=N can be",
         ),
         (["--resume", "x", "--seed=1"], "--resume takes its configuration from the run"),
         (["--resume", "nowhere"], "nowhere is not a directory; expected the directory of a run"),
@@ -349,14 +349,17 @@ def test_ctrl_c_elsewhere_is_one_line(
 
 
 def test_resume_hands_over_the_run_directory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    calls: list[Path] = []
-    monkeypatch.setattr(trainer, "resume", calls.append)
+    calls: list[tuple[Path, int | None]] = []
+    monkeypatch.setattr(trainer, "resume", lambda *given: calls.append(given))
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text(dump_yaml(ExperimentConfig()))
     assert main(["train", "--resume", "run"]) == 0
-    assert calls == [Path("run")]
+    assert main(["train", "--resume", "run", "--train.total_steps", "900"]) == 0
+    assert calls == [(Path("run"), None), (Path("run"), 900)]
+    message = fails(capsys, "train", "--resume", "run", "--train.total_steps=1e")
+    assert message.startswith('command line: train.total_steps must be a whole number, got "1e"')
 
 
 def test_train_help_shows_every_key(capsys: pytest.CaptureFixture[str]) -> None:

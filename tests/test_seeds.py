@@ -310,7 +310,7 @@ def test_the_command_trains_stops_and_goes_on(
     assert said.strip().endswith("continue with: algd train --resume both")
     assert "seed 4: " in said
     assert "2 seeds take turns on a CPU" in caplog.text
-    assert main(["train", "--resume", "both"]) == 0
+    assert main(["train", "--resume", "both", "--train.total_steps=120"]) == 0
     out = capsys.readouterr().out
     assert "seed 4;" in out
     assert "seed 5;" in out
@@ -318,6 +318,7 @@ def test_the_command_trains_stops_and_goes_on(
         run_dir = tmp_path / "both" / f"seed_{seed}"
         recorded = [int(row["env_step"]) for row in offline_rows(run_dir) if "train/cost" in row]
         assert recorded == [int(row["env_step"]) for row in rows(run_dir) if row["train/cost"]]
+        assert recorded[-1] == 120
     assert main([*arguments, "--run-dir=both"]) == 2
     assert "continue with `algd train --resume both`" in capsys.readouterr().err
 

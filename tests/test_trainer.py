@@ -2,6 +2,7 @@
 
 import csv
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -152,23 +153,66 @@ def test_resume_gives_the_same_bytes_as_an_undisturbed_run(
         assert (whole / name).read_bytes() == (broken / name).read_bytes()
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"policy.kind": "gaussian", "train.buffer_size": 80},
+        {"env.num_envs": 3, "multiplier.kind": "scalar_pid", "train.updates_per_step": 0.4},
+    ],
+    ids=["overwriting-rows", "vector"],
+)
+def test_a_run_trained_on_is_the_longer_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, changes: dict[str, object]
+) -> None:
+    overrides = TINY | {"env.id": "AnalyticCorridor-v0", "constraint.cost_limit": 2.0} | changes
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(load_config([], overrides), whole)
+    train(load_config([], overrides | {"train.total_steps": 100}), parts)
+    resume(parts)
+    assert "parts has taken all of its 100 steps; to train on, add --train.total_" in caplog.text
+    caplog.clear()
+    resume(parts, 200)
+    assert "has taken all" not in caplog.text
+    for name in ("metrics.csv", "episodes.csv", "config.yaml"):
+        assert (whole / name).read_bytes() == (parts / name).read_bytes()
+    ends = [CheckpointStore(run_dir).load()["agent"]["policy"] for run_dir in (whole, parts)]
+    torch.testing.assert_close(*ends, rtol=0, atol=0)
+    with pytest.raises(ConfigError, match=r"can only grow: .*parts has 200, got 150"):
+        resume(parts, 150)
+
+
+def test_an_interrupted_run_that_is_trained_on_keeps_its_new_length(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overrides = TINY | POLICIES["gaussian"]
+    train(load_config([], overrides | {"train.total_steps": 300}), tmp_path / "whole")
+    directory = stopped_at_130(tmp_path / "run", overrides, monkeypatch)
+    stopped_at(250, lambda: resume(directory, 300), monkeypatch)
+    resume(directory)
+    for name in ("metrics.csv", "episodes.csv"):
+        assert (tmp_path / "whole" / name).read_bytes() == (directory / name).read_bytes()
+
+
 def stopped_at_130(
     directory: Path, overrides: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> Path:
     """Train until a stop is asked for in step 130."""
+    stopped_at(130, lambda: train(load_config([], overrides), directory), monkeypatch)
+    return directory
+
+
+def stopped_at(step: int, work: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
     original = Trainer._earn_updates
 
-    def stop_at_130(trainer: Trainer) -> None:
+    def stop(trainer: Trainer) -> None:
         original(trainer)
-        if trainer.env_step >= 130:
+        if trainer.env_step >= step:
             trainer.stop.signal_number = 2
 
-    config = load_config([], overrides)
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_earn_updates", stop_at_130)
-        with pytest.raises(Interrupted, match="stopped at step 13"):
-            train(config, directory)
-    return directory
+        patch.setattr(Trainer, "_earn_updates", stop)
+        with pytest.raises(Interrupted, match=f"stopped at step {step // 10}"):
+            work()
 
 
 @pytest.mark.parametrize("policy", ["gaussian", "ve"])

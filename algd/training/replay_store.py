@@ -136,9 +136,11 @@ class ReplayStore:
         """Fill ``replay`` with the recorded rows; it is left empty if a file is damaged.
 
         Raises:
-            CheckpointError: a damaged file, or a buffer of another shape.
+            CheckpointError: a damaged file, or a buffer of another shape; only the capacity may
+                have grown, while nothing was overwritten yet.
         """
-        for name in ("capacity", "obs_dim", "action_dim"):
+        grown = record.first == 0 and replay.capacity > record.capacity
+        for name in ("obs_dim", "action_dim") if grown else ("capacity", "obs_dim", "action_dim"):
             saved, wanted = getattr(record, name), getattr(replay, name)
             if saved != wanted:
                 raise CheckpointError(

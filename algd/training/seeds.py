@@ -65,14 +65,18 @@ def train_seeds(config: "ExperimentConfig", num_seeds: int, directory: Path) -> 
     _run(list(map(builder, configs, directories)), directory)
 
 
-def resume_seeds(directory: Path) -> None:
+def resume_seeds(directory: Path, total_steps: int | None = None) -> None:
     """Continue the runs of a directory, each from its newest valid checkpoint.
 
     Those that are behind catch up first; one that cannot be continued leaves the others.
 
+    Args:
+        directory: of the runs.
+        total_steps: up to how many steps, as in ``algd.training.trainer.resume``.
+
     Raises:
         CheckpointError: there are none, or exported policies among them.
-        ConfigError: they differ in more than their seed.
+        ConfigError: they differ in more than their seed and number of steps.
         Interrupted, Exception: as ``train_seeds``.
     """
     directories = seed_directories(directory)
@@ -83,11 +87,11 @@ def resume_seeds(directory: Path) -> None:
             raise CheckpointError(
                 f"{run_dir} is an exported policy, which cannot be trained on; resume its run"
             )
-    _require_alike(directories)
+    _require_alike(directories, total_steps)
 
     def builder(run_dir: Path) -> Builder:
         label = run_dir.name.replace("_", " ")
-        return lambda stop: continued(run_dir, stop=stop, progress_label=label)
+        return lambda stop: continued(run_dir, total_steps, stop=stop, progress_label=label)
 
     _run(list(map(builder, directories)), directory)
 
@@ -102,12 +106,14 @@ def _of_seed(config: "ExperimentConfig", seed: int, directory: Path) -> "Experim
     return replace(config, seed=seed, tracking=named)
 
 
-def _require_alike(directories: Sequence[Path]) -> None:
+def _require_alike(directories: Sequence[Path], total_steps: int | None) -> None:
     from algd.experiments.config import load_config
 
     # A run that was claimed and killed before it had a configuration fails by itself.
     given = [run_dir for run_dir in directories if (run_dir / CONFIG_FILE).is_file()]
-    configs = [load_config([run_dir / CONFIG_FILE]) for run_dir in given]
+    # A stop may have come after some of them were told their new number of steps.
+    steps = {} if total_steps is None else {"train.total_steps": total_steps}
+    configs = [load_config([run_dir / CONFIG_FILE], steps) for run_dir in given]
     for own, run_dir in zip(configs, given, strict=True):
         if replace(own, seed=configs[0].seed, tracking=configs[0].tracking) != configs[0]:
             raise ConfigError(

@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Generator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ from alam.replay import ReplayBuffer
 from alam.types import Batch
 from algd.environments.make import make_env
 from algd.environments.vector import StepResult, make_vector_env
-from algd.errors import CheckpointError, DivergenceError, EnvironmentFault
+from algd.errors import CheckpointError, ConfigError, DivergenceError, EnvironmentFault
 from algd.training.allocation import keep_freed_memory
 from algd.training.checkpoint import CheckpointStore, Task
 from algd.training.durable_files import replace_durably
@@ -127,7 +128,8 @@ class Trainer:
             device=self.device,
         )
         # The last step of many environments may go beyond the total.
-        capacity = min(config.train.buffer_size, max(config.train.total_steps, self.env.num_envs))
+        most = config.train.total_steps + self.env.num_envs - 1
+        capacity = min(config.train.buffer_size, most)
         self.replay = ReplayBuffer(capacity, *dims, device=self.device)
         streams = np.random.SeedSequence(config.seed).spawn(3)
         words = [int(stream.generate_state(1, np.uint64)[0] >> 1) for stream in streams]
@@ -390,22 +392,47 @@ def claim(config: "ExperimentConfig", run_dir: Path) -> None:
     replace_durably(run_dir / "config.yaml", dump_yaml(config).encode())
 
 
-def resume(run_dir: Path) -> None:
-    """Continue a run from its newest valid checkpoint, as if nothing had happened."""
-    continued(run_dir).run()
+def resume(run_dir: Path, total_steps: int | None = None) -> None:
+    """Continue a run from its newest valid checkpoint, as if nothing had happened.
+
+    Args:
+        run_dir: of the run.
+        total_steps: train up to this many steps from now on; None keeps what the run was started
+            with. On a CPU the run becomes the one that it would have been with that many from the
+            start, but for the evaluation at its old end, for learning rates that fall over the
+            whole of a run, and for updates that overlap with the step at its old end.
+
+    Raises:
+        ConfigError: fewer steps than the run has.
+        CheckpointError: no checkpoint can be used, or another process writes the run.
+    """
+    continued(run_dir, total_steps).run()
 
 
 def continued(
-    run_dir: Path, *, stop: StopRequest | None = None, progress_label: str = ""
+    run_dir: Path,
+    total_steps: int | None = None,
+    *,
+    stop: StopRequest | None = None,
+    progress_label: str = "",
 ) -> Trainer:
-    """Return the trainer of a run as it was at its newest valid checkpoint."""
-    from algd.experiments.config import load_config
+    """Return the trainer of a run as it was at its newest valid checkpoint; see ``resume``."""
+    from algd.experiments.config import dump_yaml, load_config
 
     checkpoint = CheckpointStore(run_dir).latest()
     config = load_config([run_dir / "config.yaml"])
+    before = config.train.total_steps
+    if total_steps is not None and total_steps < before:
+        raise ConfigError(
+            f"train.total_steps of a run that is continued can only grow: {run_dir} has {before}, "
+            f"got {total_steps}"
+        )
+    longer = total_steps is not None and total_steps > before
+    if longer:
+        config = replace(config, train=replace(config.train, total_steps=total_steps))
     if checkpoint is None:
         _log.warning("%s holds no checkpoint yet; starting it again from step 0", run_dir)
-    return Trainer(
+    trainer = Trainer(
         config,
         run_dir,
         checkpoint=checkpoint,
@@ -413,3 +440,12 @@ def continued(
         stop=stop,
         progress_label=progress_label,
     )
+    if longer:  # the trainer holds the lock of the directory
+        replace_durably(run_dir / "config.yaml", dump_yaml(config).encode())
+    elif trainer.env_step >= before:
+        _log.warning(
+            "%s has taken all of its %d steps; to train on, add --train.total_steps=N",
+            run_dir,
+            before,
+        )
+    return trainer

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from algd.experiments.config import ExperimentConfig
 
 _MAX_HELP_WIDTH = 100
+_TOTAL_STEPS = "--train.total_steps"
 
 
 def run(arguments: list[str]) -> int:
@@ -31,7 +32,7 @@ def run(arguments: list[str]) -> int:
     parser = VerbParser(
         "train",
         usage="algd train CONFIG... [--KEY=VALUE ...] [--seeds N] [--run-dir DIR]\n"
-        "       algd train --resume DIR",
+        "       algd train --resume DIR [--train.total_steps=N]",
         description="Train a policy. CONFIG is a YAML file or the name of a preset (algd presets); "
         "of several,\nlater ones win over earlier ones, and --KEY=VALUE over all of them. "
         "--base=NAME is one\nmore CONFIG, which a sweep can vary.",
@@ -48,7 +49,11 @@ def run(arguments: list[str]) -> int:
     )
     parser.add_argument("--run-dir", type=Path, metavar="DIR", help="where the run is written")
     parser.add_argument(
-        "--resume", type=Path, metavar="DIR", help="continue a run, or all seeds of --seeds"
+        "--resume",
+        type=Path,
+        metavar="DIR",
+        help="continue a run, or all seeds of --seeds; up to more steps than it was started with "
+        "where --train.total_steps says so",
     )
     known, overrides = split_overrides(
         arguments,
@@ -61,9 +66,13 @@ def run(arguments: list[str]) -> int:
         _print_train_help(parser)
         return 0
     if options.resume is not None:
-        if options.configs or overrides or options.seeds or options.run_dir is not None:
-            parser.error("--resume takes its configuration from the run and nothing else")
-        return _resume(options.resume)
+        others = [override for override in overrides if override.option != _TOTAL_STEPS]
+        if options.configs or others or options.seeds or options.run_dir is not None:
+            parser.error(
+                f"--resume takes its configuration from the run; only {_TOTAL_STEPS}=N can be "
+                "added, to train on"
+            )
+        return _resume(options.resume, overrides)
     if not options.configs and not any(override.option == "--base" for override in overrides):
         parser.error("no CONFIG given; `algd presets` lists the shipped ones")
     return _start(options.configs, overrides, options.run_dir, options.seeds)
@@ -95,14 +104,17 @@ def _start(
     return _until_stopped(lambda: train(config, run_dir))
 
 
-def _resume(directory: Path) -> int:
+def _resume(directory: Path, overrides: list[Override]) -> int:
     runs = [] if is_run_dir(directory) else seed_directories(directory)
+    if not runs:
+        require_run_dir(directory)
+    # Read like any other key, so that a typo in its value is told alike.
+    steps = load_overridden([], overrides).train.total_steps if overrides else None
     if runs:
         from algd.training.seeds import resume_seeds
 
         print(f"continuing {', '.join(run_dir.name for run_dir in runs)}", flush=True)
-        return _until_stopped(lambda: resume_seeds(directory))
-    require_run_dir(directory)
+        return _until_stopped(lambda: resume_seeds(directory, steps))
     from algd.training.exported import is_export
     from algd.training.trainer import resume
 
@@ -110,7 +122,7 @@ def _resume(directory: Path) -> int:
         raise CheckpointError(
             f"{directory} is an exported policy, which cannot be trained on; resume its run"
         )
-    return _until_stopped(lambda: resume(directory))
+    return _until_stopped(lambda: resume(directory, steps))
 
 
 def _until_stopped(work: Callable[[], None]) -> int:
