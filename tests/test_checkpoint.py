@@ -292,23 +292,44 @@ def test_another_task_is_refused_with_both_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("replay", "message"),
+    ("rows", "replay", "message"),
     [
-        (ReplayBuffer(50, 4, ACTION_DIM), "obs_dim 3, this run's has 4"),
-        (ReplayBuffer(50, OBS_DIM, 1), "action_dim 2, this run's has 1"),
-        (ReplayBuffer(60, OBS_DIM, ACTION_DIM), "capacity 50, this run's has 60"),
+        (20, ReplayBuffer(50, 4, ACTION_DIM), "obs_dim 3, this run's has 4"),
+        (20, ReplayBuffer(50, OBS_DIM, 1), "action_dim 2, this run's has 1"),
+        (20, ReplayBuffer(40, OBS_DIM, ACTION_DIM), "capacity 50, this run's has 40"),
+        (60, ReplayBuffer(60, OBS_DIM, ACTION_DIM), "capacity 50, this run's has 60"),
     ],
+    ids=["obs", "action", "smaller", "larger, and rows are lost already"],
 )
 def test_buffer_of_another_shape_is_refused(
-    tmp_path: Path, replay: ReplayBuffer, message: str
+    tmp_path: Path, rows: int, replay: ReplayBuffer, message: str
 ) -> None:
-    make_run(tmp_path, [20])
+    make_run(tmp_path, [rows])
     store = open_store(tmp_path)
     path = store.latest()
     assert path is not None
     with pytest.raises(CheckpointError, match=message):
         store.restore_replay(path, replay)
     assert len(replay) == 0
+
+
+def test_a_buffer_may_grow_while_no_row_is_lost(tmp_path: Path) -> None:
+    original = make_run(tmp_path, [30, 50])
+    store = open_store(tmp_path)
+    path = store.latest()
+    assert path is not None
+    larger = ReplayBuffer(60, OBS_DIM, ACTION_DIM)
+    store.restore_replay(path, larger)
+    assert torch.equal(larger.rows(0, 50), original.rows(0, 50))
+    larger.append_rows(original.rows(0, 20))
+    store.save(70, {}, larger)
+    again = ReplayBuffer(60, OBS_DIM, ACTION_DIM)
+    store = open_store(tmp_path)
+    path = store.latest()
+    assert path is not None
+    store.restore_replay(path, again)
+    assert (again.total_added, len(again)) == (70, 60)
+    assert torch.equal(again.rows(10, 70), larger.rows(10, 70))
 
 
 def test_a_run_directory_is_claimed_once(tmp_path: Path) -> None:
