@@ -5,12 +5,16 @@ Relation: arXiv 2602.02924 (the energy) and arXiv 2605.00667 (the dual target). 
 both, since d energy / d violation = [multiplier + penalty_coef * violation]_+ = the dual target.
 """
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+
+_LEAST_SHARE = 0.1  # of the threshold, that calibration leaves
+_MAX_EXCESS = 4.0  # relative, that an episode counts with in it
 
 
 def cost_threshold(*, cost_limit: float, episode_length: int, cost_discount: float) -> float:
@@ -85,6 +89,10 @@ class ConstraintConfig:
         (the released ALGD code). A threshold of 0 has the unit 1.
     hinge: ``sample`` applies the hinge per state (a constraint in every state), ``batch`` to the
         batch mean (a constraint on the expectation).
+    calibration_rate: per training episode, moves the threshold by this share of the episode's
+        relative excess over ``cost_limit``, down to a tenth and never above what the limit gives:
+        integral control against cost critics that err for long. 0 trusts the critics, as the papers
+        do.
     """
 
     cost_limit: float = 25.0
@@ -92,6 +100,7 @@ class ConstraintConfig:
     penalty_coef: float = 1.0
     unit: Literal["threshold", "raw"] = "threshold"
     hinge: Literal["sample", "batch"] = "sample"
+    calibration_rate: float = 0.0
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
@@ -103,6 +112,10 @@ class ConstraintConfig:
                 f"penalty_coef must be positive and finite, got {self.penalty_coef} "
                 "(for no penalty set augmented to false)"
             )
+        if not 0 <= self.calibration_rate <= 1:
+            raise ValueError(f"calibration_rate must be in [0, 1], got {self.calibration_rate}")
+        if self.calibration_rate > 0 and self.cost_limit == 0:
+            raise ValueError("calibration_rate needs a cost_limit above 0, got 0")
 
 
 class Constraint(nn.Module):
@@ -120,6 +133,7 @@ class Constraint(nn.Module):
         super().__init__()
         self.config = config
         unit = threshold if config.unit == "threshold" and threshold > 0 else 1.0
+        self.nominal_threshold = threshold
         self.register_buffer("threshold", torch.tensor(threshold))
         self.register_buffer("unit", torch.tensor(unit))
         self.register_buffer("penalty_coef", torch.tensor(config.penalty_coef))
@@ -127,6 +141,14 @@ class Constraint(nn.Module):
     def violation(self, q_cost: Float[Tensor, "*#B"]) -> Float[Tensor, "..."]:
         """Return (q_cost - threshold) / unit; positive where the constraint is broken."""
         return (q_cost - self.threshold) / self.unit
+
+    def observe_episode(self, cost: float) -> None:
+        """Calibrate the threshold by the cost of a finished training episode."""
+        rate = self.config.calibration_rate
+        if rate > 0.0:
+            excess = min(cost / self.config.cost_limit - 1.0, _MAX_EXCESS)
+            least = _LEAST_SHARE * self.nominal_threshold
+            self.threshold.mul_(math.exp(-rate * excess)).clamp_(least, self.nominal_threshold)
 
     def energy(
         self,

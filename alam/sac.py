@@ -211,16 +211,21 @@ class ConstrainedLearner:
         return all(isinstance(group["lr"], Tensor) for group in self._param_groups())
 
     def observe_episode_cost(self, cost: float) -> None:
-        """Tell the multiplier the violation of a finished episode, in the constraint's unit."""
+        """Tell constraint and multiplier the cost of a finished training episode.
+
+        The multiplier is told its violation, in the constraint's unit.
+        """
+        self.constraint.observe_episode(cost)
         limit = self.constraint.config.cost_limit
         relative = cost / limit - 1.0 if limit > 0 else cost
-        scale = float(self.constraint.threshold) or 1.0
+        scale = self.constraint.nominal_threshold or 1.0
         self.multiplier.observe_episode(relative * scale / float(self.constraint.unit))
 
     def learner_state(self) -> dict[str, Any]:
-        """Return critics, multiplier, noise generator and counter."""
+        """Return critics, threshold, multiplier, noise generator and counter."""
         return {
             "critics": self.critics.full_state(),
+            "threshold": self.constraint.threshold,
             "multiplier": self.multiplier.full_state(),
             "generator": self.generator.get_state(),
             "num_updates": self.num_updates,
@@ -229,6 +234,8 @@ class ConstrainedLearner:
     def load_learner_state(self, state: dict[str, Any]) -> None:
         """Restore what ``learner_state`` returned; noise goes on as it was where it is missing."""
         self.critics.load_full_state(state["critics"])
+        if "threshold" in state:  # absent before 1 could be calibrated
+            self.constraint.threshold.copy_(state["threshold"])
         self.multiplier.load_full_state(state["multiplier"])
         if "generator" in state:
             self.generator.set_state(state["generator"].cpu())

@@ -296,7 +296,7 @@ def test_an_unknown_preset_offers_the_nearest() -> None:
         (
             {"constraint.zzz": None},
             "constraint.zzz is not a key, got null; the keys of constraint are cost_limit, "
-            "augmented, penalty_coef, unit, hinge",
+            "augmented, penalty_coef, unit, hinge, calibration_rate",
         ),
         (
             {"multiplier.learning_rat": 1.0},
@@ -361,6 +361,11 @@ def test_an_unknown_preset_offers_the_nearest() -> None:
             {"critics.cost_target": "discount"},
             'critics.cost_target must be one of "discounted", "reachability", got "discount"; '
             "did you mean discounted?",
+        ),
+        (
+            {"constraint.calibration_rate": 0.1, "critics.cost_target": "reachability"},
+            "constraint.calibration_rate needs critics.cost_target: discounted; "
+            "a reachability critic has the threshold 0",
         ),
         (
             {"constraint.augmented": "no"},

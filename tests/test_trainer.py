@@ -134,6 +134,7 @@ def test_evaluation_frequency_does_not_change_training(tmp_path: Path) -> None:
             "train.tail_share": 0.1,
             "train.reward_scale": 2.0,
             "train.normalize_reward": True,
+            "constraint.calibration_rate": 0.05,
         },
         {"env.num_envs": 3, "multiplier.kind": "scalar_pid", "train.updates_per_step": 0.4},
         {"policy.kind": "gaussian", "env.vector": "subprocess", "train.overlap": True},

@@ -73,6 +73,11 @@ class ExperimentConfig:
                 f"train.buffer_size must hold a step of all env.num_envs ({self.env.num_envs}), "
                 f"got {self.train.buffer_size}"
             )
+        if self.constraint.calibration_rate > 0 and self.critics.cost_target == "reachability":
+            raise ValueError(
+                "constraint.calibration_rate needs critics.cost_target: discounted; a reachability "
+                "critic has the threshold 0"
+            )
         if isinstance(self.policy, CVPOPolicyConfig):  # what it cannot be combined with
             CVPOConfig(self.policy, self.critics, self.constraint, self.multiplier)
 

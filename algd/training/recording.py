@@ -67,6 +67,8 @@ def _window_row(trainer: "Trainer") -> dict[str, float]:
         means |= dict(zip(names, map(float, columns), strict=True))
     if trainer.dropped_episodes:
         means["train/dropped_episodes"] = float(trainer.dropped_episodes)
+    if trainer.config.constraint.calibration_rate > 0.0:
+        means["train/cost_threshold"] = float(trainer.agent.constraint.threshold)
     if trainer.returns is not None:
         means["train/reward_scale"] = trainer.reward_scale
     return means | {"train/num_updates": float(trainer.num_updates)}

@@ -1,5 +1,7 @@
 """Laws of the augmented Lagrangian, its dual target and the threshold on the critic's scale."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -182,10 +184,44 @@ def test_impossible_thresholds_are_refused_by_name(changes, field):
         cost_threshold(**arguments)
 
 
-@pytest.mark.parametrize("field", ["cost_limit", "penalty_coef"])
+@pytest.mark.parametrize("field", ["cost_limit", "penalty_coef", "calibration_rate"])
 def test_impossible_constraints_are_refused_by_name(field):
     with pytest.raises(ValueError, match=rf"{field} must be .* got -1"):
         ConstraintConfig(**{field: -1.0})
+
+
+def test_calibration_without_a_limit_is_refused():
+    with pytest.raises(ValueError, match="calibration_rate needs a cost_limit above 0, got 0"):
+        ConstraintConfig(cost_limit=0.0, calibration_rate=0.1)
+
+
+def test_calibration_moves_the_threshold_against_the_excess_of_episodes_and_never_above_its_limit():
+    constraint = Constraint(ConstraintConfig(cost_limit=25.0, calibration_rate=0.1), threshold=2.5)
+    assert constraint.unit == 2.5
+    for _ in range(3):
+        constraint.observe_episode(30.0)  # a fifth too much
+    assert constraint.threshold.item() == pytest.approx(2.5 * math.exp(-3 * 0.1 * 0.2))
+    assert constraint.violation(tensor(2.5)).item() == pytest.approx(1 - math.exp(-0.06))
+    constraint.observe_episode(20.0)
+    assert constraint.threshold.item() == pytest.approx(2.5 * math.exp(-2 * 0.1 * 0.2))
+    constraint.observe_episode(0.0)
+    assert constraint.threshold.item() == 2.5
+    for _ in range(50):
+        constraint.observe_episode(100.0)
+    assert constraint.threshold.item() == 0.25
+    assert constraint.unit == 2.5
+
+
+def test_one_wild_episode_moves_the_calibrated_threshold_by_a_bounded_share():
+    constraint = Constraint(ConstraintConfig(calibration_rate=0.1), threshold=2.5)
+    constraint.observe_episode(1e9)
+    assert constraint.threshold.item() == pytest.approx(2.5 * math.exp(-0.4))
+
+
+def test_without_calibration_episodes_leave_the_threshold_alone():
+    constraint = Constraint(ConstraintConfig(), threshold=2.5)
+    constraint.observe_episode(1000.0)
+    assert constraint.threshold.item() == 2.5
 
 
 def test_unit_of_the_threshold_equals_a_raw_penalty_divided_by_its_square():

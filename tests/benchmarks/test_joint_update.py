@@ -1,6 +1,7 @@
 """Several seeds updated together: each comes out as if it had been updated alone."""
 
 import copy
+import math
 import time
 from typing import Any
 
@@ -220,6 +221,21 @@ def test_episode_costs_reach_the_multiplier_of_their_own_seed() -> None:
     values = metrics["train/multiplier"].tolist()
     assert values[0] == values[2]
     assert values[1] > values[0]
+
+
+def test_episode_costs_calibrate_the_threshold_of_their_own_seed() -> None:
+    together = agents_of("sac_lag", **{"constraint.calibration_rate": 0.1})
+    alone = agents_of("sac_lag", **{"constraint.calibration_rate": 0.1})
+    joint = join(together)
+    for agents in (together, alone):
+        agents[1].observe_episode_cost(1000.0)
+    metrics = joint.update(batch_of(0))
+    for place, expected in enumerate(update_alone(alone, batch_of(0))):
+        torch.testing.assert_close(metrics["train/violation"][place], expected["train/violation"])
+    assert metrics["train/violation"][1] > metrics["train/violation"][0] + 0.1
+    joint.release()
+    shares = [agent.constraint.threshold / agent.constraint.unit for agent in together]
+    assert [share.item() for share in shares] == pytest.approx([1.0, math.exp(-0.4), 1.0])
 
 
 @pytest.mark.usefixtures("no_shape_checks")
