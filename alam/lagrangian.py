@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 _LEAST_SHARE = 0.1  # of the threshold, that calibration leaves
 _MAX_EXCESS = 4.0  # relative, that an episode counts with in it
+_AIM = 0.8  # share of the limit: what aims at the limit itself is above it half of the time
 
 
 def cost_threshold(*, cost_limit: float, episode_length: int, cost_discount: float) -> float:
@@ -90,9 +91,9 @@ class ConstraintConfig:
     hinge: ``sample`` applies the hinge per state (a constraint in every state), ``batch`` to the
         batch mean (a constraint on the expectation).
     calibration_rate: per training episode, moves the threshold by this share of the episode's
-        relative excess over ``cost_limit``, down to a tenth and never above what the limit gives:
-        integral control against cost critics that err for long. 0 trusts the critics, as the papers
-        do.
+        relative excess over four fifths of ``cost_limit``, down to a tenth and never above what the
+        limit gives: integral control against cost critics that err for long. 0 trusts the critics,
+        as the papers do.
     """
 
     cost_limit: float = 25.0
@@ -146,7 +147,7 @@ class Constraint(nn.Module):
         """Calibrate the threshold by the cost of a finished training episode."""
         rate = self.config.calibration_rate
         if rate > 0.0:
-            excess = min(cost / self.config.cost_limit - 1.0, _MAX_EXCESS)
+            excess = min(cost / (_AIM * self.config.cost_limit) - 1.0, _MAX_EXCESS)
             least = _LEAST_SHARE * self.nominal_threshold
             self.threshold.mul_(math.exp(-rate * excess)).clamp_(least, self.nominal_threshold)
 

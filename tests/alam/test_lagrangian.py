@@ -199,10 +199,10 @@ def test_calibration_moves_the_threshold_against_the_excess_of_episodes_and_neve
     constraint = Constraint(ConstraintConfig(cost_limit=25.0, calibration_rate=0.1), threshold=2.5)
     assert constraint.unit == 2.5
     for _ in range(3):
-        constraint.observe_episode(30.0)  # a fifth too much
+        constraint.observe_episode(24.0)  # a fifth more than four fifths of the limit
     assert constraint.threshold.item() == pytest.approx(2.5 * math.exp(-3 * 0.1 * 0.2))
     assert constraint.violation(tensor(2.5)).item() == pytest.approx(1 - math.exp(-0.06))
-    constraint.observe_episode(20.0)
+    constraint.observe_episode(16.0)
     assert constraint.threshold.item() == pytest.approx(2.5 * math.exp(-2 * 0.1 * 0.2))
     constraint.observe_episode(0.0)
     assert constraint.threshold.item() == 2.5
