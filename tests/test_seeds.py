@@ -108,8 +108,8 @@ def stop_seed(
     """Have a signal come while this seed is in that step."""
     original: Callable[..., Any] = getattr(Trainer, phase)
 
-    def stopping(trainer: Trainer, *words: Any) -> Any:
-        result = original(trainer, *words)
+    def stopping(trainer: Trainer, *words: Any, **named: Any) -> Any:
+        result = original(trainer, *words, **named)
         if trainer.config.seed == seed and trainer.env_step >= env_step:
             trainer.stop.signal_number = signal.SIGINT
         return result
@@ -270,6 +270,31 @@ def test_a_seed_that_cannot_be_continued_leaves_the_others(
     assert_same_bytes(tmp_path / "all", [expected[0], expected[2]])
     resume_seeds(tmp_path / "all")
     assert_same_bytes(tmp_path / "all", expected)
+
+
+def test_told_of_more_steps_and_stopped_at_once_all_keep_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stop comes while the second of three is built, so the third was never told."""
+    train_seeds(load_config([], settings(GAUSSIAN)), 3, tmp_path / "all")
+    with monkeypatch.context() as patch:
+        stop_seed(1, 100, patch, phase="_record_into")
+        with pytest.raises(Interrupted):
+            resume_seeds(tmp_path / "all", 140)
+    steps = [
+        load_config([tmp_path / "all" / f"seed_{seed}" / "config.yaml"]).train.total_steps
+        for seed in range(3)
+    ]
+    assert steps == [140, 140, 100]
+    resume_seeds(tmp_path / "all")
+    longer = settings(GAUSSIAN) | {"train.total_steps": 140}
+    train(load_config([], longer | {"seed": 2}), tmp_path / "alone")
+    for seed in range(3):
+        assert int(rows(tmp_path / "all" / f"seed_{seed}")[-1]["env_step"]) == 140
+    episodes = [path / "episodes.csv" for path in (tmp_path / "all" / "seed_2", tmp_path / "alone")]
+    assert episodes[0].read_bytes() == episodes[1].read_bytes()
+    with pytest.raises(ConfigError, match=r"can only grow: .*all has 140, got 120"):
+        resume_seeds(tmp_path / "all", 120)
 
 
 def test_runs_that_differ_in_more_than_their_seed_are_not_continued_together(

@@ -23,7 +23,7 @@ from sweep_files import (
 from algd.experiments import sweep_engine
 from algd.experiments.cli import main
 from algd.experiments.config import dump_yaml
-from algd.experiments.sweep_child import TRIAL_FILE, is_complete
+from algd.experiments.sweep_child import TRIAL_FILE
 from algd.experiments.sweep_engine import Ended, LocalEngine, TrialProcess, exit_reason, log_path
 from algd.experiments.sweep_plan import SweepPlan, Trial
 from algd.experiments.sweep_progress import SweepProgress, recorded_step
@@ -66,6 +66,26 @@ def small_plan(directory: Path, seeds: Sequence[int] = (0, 1, 2)) -> SweepPlan:
 # ---- whole sweeps in their own processes
 
 
+def test_a_sweep_of_more_steps_trains_on_what_it_has(tmp_path: Path) -> None:
+    parameters = {"seed": {"values": [0, 1]}}
+    short = write_sweep(tmp_path, total_steps=200, parameters=parameters)
+    (first, _) = plan_of(short, tmp_path / "out").trials
+    train(first.config, first.run_dir)
+    (first.run_dir / TRIAL_FILE).write_text('{"total_steps": 200}')
+    assert first.is_complete
+    path = write_sweep(tmp_path, total_steps=400, parameters=parameters)
+    longer = plan_of(path, tmp_path / "out").trials
+    assert longer[0].run_dir == first.run_dir
+    assert not longer[0].is_complete
+    code, out, told = finish(start(path, tmp_path / "out"))
+    assert code == 0, told
+    assert "2/2" in out
+    assert all(trial.is_complete for trial in longer)
+    train(longer[0].config, tmp_path / "whole")
+    expected = (tmp_path / "whole" / "metrics.csv").read_bytes()
+    assert (first.run_dir / "metrics.csv").read_bytes() == expected
+
+
 @pytest.mark.timeout(600)
 def test_a_sweep_killed_twice_gives_the_runs_of_undisturbed_training(tmp_path: Path) -> None:
     """Once with every process at the same time, once the sweep alone, whose trials then stop."""
@@ -89,7 +109,7 @@ def test_a_sweep_killed_twice_gives_the_runs_of_undisturbed_training(tmp_path: P
         train(trial.config, undisturbed)
         for name in ("metrics.csv", "episodes.csv"):
             assert (trial.run_dir / name).read_bytes() == (undisturbed / name).read_bytes()
-        assert is_complete(trial.run_dir)
+        assert trial.is_complete
     assert "checkpoint written" in "".join(log_path(trial).read_text() for trial in plan.trials)
     assert printed == f"{make_table(plan).text()}\ntable: {out / 'table.csv'}\n"
 
@@ -214,15 +234,26 @@ def test_a_metric_that_no_run_logs_is_one_line_and_the_table_is_there(
     plan = small_plan(tmp_path, seeds=[0])
     for trial in plan.trials:
         pretend(trial, returns=-1.0)
-    text = plan.file.path.read_text().replace("eval/return", "eval/retrun")
+    text = plan.file.path.read_text().replace("eval/return", "evel/return")
     plan.file.path.write_text(text)
     assert main(["sweep", str(plan.file.path), "--dir", str(tmp_path / "out")]) == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
     assert errors == [
-        f"algd: error: {plan.file.path}: metric.name 'eval/retrun' is logged by no run; "
-        "did you mean eval/return or eval/cost?"
+        f"algd: error: {plan.file.path}: metric.name 'evel/return' is logged by no run; "
+        "did you mean eval/return?"
     ]
     assert (tmp_path / "out" / "table.csv").is_file()
+
+
+def test_a_misspelt_metric_of_evaluations_is_refused_before_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = small_plan(tmp_path, seeds=[0])
+    plan.file.path.write_text(plan.file.path.read_text().replace("eval/return", "eval/retrun"))
+    assert main(["sweep", str(plan.file.path), "--dir", str(tmp_path / "out")]) == 2
+    told = capsys.readouterr().err
+    assert "metric.name 'eval/retrun' is no metric of evaluations; did you mean eval/return" in told
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_directory_made_with_another_configuration_is_refused(
@@ -235,6 +266,18 @@ def test_a_directory_made_with_another_configuration_is_refused(
     assert main(["sweep", str(plan.file.path), "--dir", str(tmp_path / "out")]) == 2
     told = capsys.readouterr().err
     assert "was run with train.batch_size 32, now it is 16; move that directory away" in told
+
+
+def test_runs_of_fewer_steps_are_refused_where_training_depends_on_the_number(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = {"train.final_learning_rate": {"values": [0.1]}, "seed": {"values": [0]}}
+    for steps in (100, 300):
+        path = write_sweep(tmp_path, total_steps=steps, parameters=values)
+        for trial in plan_of(path, tmp_path / "out").trials if steps == 100 else ():
+            pretend(trial, returns=-1.0)
+    assert main(["sweep", str(path), "--dir", str(tmp_path / "out")]) == 2
+    assert "was run with train.total_steps 100, now it is 300" in capsys.readouterr().err
 
 
 def test_a_sweep_does_not_move_into_the_directory_of_a_run(

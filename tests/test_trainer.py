@@ -2,6 +2,7 @@
 
 import csv
 import itertools
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,9 @@ from algd.training.checkpoint import CheckpointStore
 from algd.training.durable_files import replace_durably
 from algd.training.stopping import Interrupted
 from algd.training.trainer import Trainer, resume, train
+
+# They cost most of the time of a small run; the tests of the agents have them on.
+pytestmark = pytest.mark.usefixtures("no_shape_checks")
 
 TINY = {
     "env.id": "AnalyticBandit2-v0",
@@ -83,7 +87,6 @@ def test_same_config_and_seed_give_the_same_bytes(tmp_path: Path, policy: str) -
         assert (first / name).read_bytes() != (other / name).read_bytes()
 
 
-@pytest.mark.usefixtures("no_shape_checks")
 @pytest.mark.parametrize("policy", ["gaussian", "ve"])
 def test_a_run_by_captured_updates_is_the_eager_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: str
@@ -104,7 +107,6 @@ def test_a_run_by_captured_updates_is_the_eager_run(
 
 
 @pytest.mark.gpu
-@pytest.mark.usefixtures("no_shape_checks")
 @pytest.mark.parametrize("policy", ["gaussian", "ve"])
 def test_a_run_by_cuda_graphs_stops_and_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: str
@@ -180,6 +182,30 @@ def test_a_run_trained_on_is_the_longer_run(
     torch.testing.assert_close(*ends, rtol=0, atol=0)
     with pytest.raises(ConfigError, match=r"can only grow: .*parts has 200, got 150"):
         resume(parts, 150)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"train.learning_starts": 200}, r"train.learning_starts \(200\) is not less than"),
+        ({"train.updates_per_step": 0}, "train.updates_per_step is 0"),
+    ],
+)
+def test_a_run_that_never_updates_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, changes: dict[str, object], reason: str
+) -> None:
+    train(load_config([], TINY | {"evaluation.episodes": 1} | changes), tmp_path / "never")
+    assert re.search(f"nothing will be learnt: {reason}", caplog.text)
+
+
+def test_trained_on_after_rates_that_fell_a_run_says_that_it_differs(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    falling = TINY | POLICIES["gaussian"] | {"train.final_learning_rate": 0.1}
+    train(load_config([], falling | {"train.total_steps": 100}), tmp_path / "run")
+    assert not caplog.text
+    resume(tmp_path / "run", 150)
+    assert "run will differ from a run of 150 steps from the start" in caplog.text
 
 
 def test_an_interrupted_run_that_is_trained_on_keeps_its_new_length(

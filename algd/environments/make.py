@@ -9,6 +9,7 @@ import importlib
 import importlib.util
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from algd.errors import ConfigError, EnvironmentFault
@@ -232,6 +233,14 @@ def _import_module(module: str, key: str, value: str) -> Any:
         return importlib.import_module(module)
     except Exception as error:
         text = " ".join(str(error).split())
+        here = Path(module.partition(".")[0])
+        hint = (
+            "; it is in this directory: install it, or set PYTHONPATH=."
+            if isinstance(error, ModuleNotFoundError)
+            and (here.is_dir() or here.with_suffix(".py").is_file())
+            else ""
+        )
         raise ConfigError(
-            f"{key} {value!r}: module {module!r} cannot be imported: {type(error).__name__}: {text}"
+            f"{key} {value!r}: module {module!r} cannot be imported: {type(error).__name__}: "
+            f"{text}{hint}"
         ) from error

@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import Literal
 
 from algd.errors import ConfigError
-from algd.experiments.sweep_child import is_complete
 from algd.experiments.sweep_engine import Engine, LocalEngine
 from algd.experiments.sweep_file import SweepFile, read_sweep_file
 from algd.experiments.sweep_plan import SweepPlan, plan_sweep, seeds_of
 from algd.experiments.sweep_progress import SweepProgress
 from algd.experiments.sweep_runner import Failure, run_trials
-from algd.experiments.sweep_table import make_table, require_metric
+from algd.experiments.sweep_table import make_table, require_known_metric, require_metric
 from algd.training.run_directory import is_run_dir
 from algd.training.run_lock import RunLock
 
@@ -57,6 +56,7 @@ def sweep(
         UserError: the file, a configuration or a directory cannot be used; no run logs the metric.
     """
     file = read_sweep_file(path)
+    require_known_metric(file)
     root = (directory or default_directory(file)).absolute()
     listed = seeds_of(file) or list(range(_DEFAULT_SEEDS))
     plan = plan_sweep(file, root, seeds=listed if seeds is None else list(range(seeds)), only=only)
@@ -86,7 +86,7 @@ def default_directory(file: SweepFile) -> Path:
 
 
 def _run(plan: SweepPlan, engine: Engine, *, retries: int) -> list[Failure]:
-    complete = {trial.name for trial in plan.trials if is_complete(trial.run_dir)}
+    complete = {trial.name for trial in plan.trials if trial.is_complete}
     progress = SweepProgress(plan.trials, complete=complete)
     seeds = len({trial.seed for trial in plan.trials})
     done = f", {len(complete)} of them complete already" if complete else ""
@@ -104,7 +104,7 @@ def _run(plan: SweepPlan, engine: Engine, *, retries: int) -> list[Failure]:
 
 
 def _interrupted(plan: SweepPlan) -> int:
-    done = sum(is_complete(trial.run_dir) for trial in plan.trials)
+    done = sum(trial.is_complete for trial in plan.trials)
     print(
         f"algd: stopped with {done} of {len(plan.trials)} trials complete, checkpoints written; "
         f"the same command continues the sweep of {shlex.quote(str(plan.file.path))}",

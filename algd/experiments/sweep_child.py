@@ -28,9 +28,13 @@ _WAIT_SECONDS = 700.0
 _POLL_SECONDS = 0.25
 
 
-def is_complete(run_dir: Path) -> bool:
-    """Say whether a trial trained to its end there."""
-    return (run_dir / TRIAL_FILE).is_file()
+def is_complete(run_dir: Path, total_steps: int) -> bool:
+    """Say whether a trial trained there to its end, at ``total_steps``."""
+    try:
+        done = json.loads((run_dir / TRIAL_FILE).read_text())
+    except FileNotFoundError:
+        return False
+    return done.get("total_steps", total_steps) >= total_steps
 
 
 def main(arguments: list[str]) -> int:
@@ -41,28 +45,31 @@ def main(arguments: list[str]) -> int:
 
     try:
         _wait_for_predecessor(run_dir)
-        _train(run_dir, train)
+        total_steps = _train(run_dir, train)
     except Interrupted as stop:
         print(f"algd: stopped at step {stop.env_step}, checkpoint written", file=sys.stderr)
         return 128 + stop.signal_number
     except UserError as error:
         print(f"algd: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    replace_durably(run_dir / TRIAL_FILE, json.dumps({"arguments": train}).encode())
+    done = {"arguments": train, "total_steps": total_steps}
+    replace_durably(run_dir / TRIAL_FILE, json.dumps(done).encode())
     return 0
 
 
-def _train(run_dir: Path, arguments: list[str]) -> None:
-    """Continue the run from its checkpoint, or start it."""
+def _train(run_dir: Path, arguments: list[str]) -> int:
+    """Continue the run from its checkpoint, or start it; return its number of steps."""
     from algd.training.trainer import resume, train
 
+    config = load_overridden(*split_overrides(arguments))
+    total_steps = config.train.total_steps
     if any((run_dir / CHECKPOINTS).glob("step_*")):
-        resume(run_dir)
-        return
+        resume(run_dir, total_steps)
+        return total_steps
     if run_dir.exists():  # killed before its first checkpoint: there is nothing to keep
         remove_directory(run_dir)
-    configs, overrides = split_overrides(arguments)
-    train(load_overridden(configs, overrides), run_dir)
+    train(config, run_dir)
+    return total_steps
 
 
 def _stop_with_sweep() -> None:

@@ -2,8 +2,9 @@
 
 In: a ``SweepFile`` and seeds. Out: a ``SweepPlan`` of settings and of ``Trial``s, each with the
 arguments of its `algd train` and a run directory whose name follows from those arguments alone.
-Hence a sweep that is started again finds its trials, and one with more values or seeds keeps those
-it has. All configurations are built here, so that a mistake stops the sweep before its first trial.
+Hence a sweep that is started again finds its trials, and one with more values, seeds or steps keeps
+what it has. All configurations are built here, so that a mistake stops the sweep before its first
+trial.
 """
 
 import hashlib
@@ -23,10 +24,13 @@ from algd.experiments.arguments import Override, load_overridden
 from algd.experiments.config import COMMAND_LINE, ExperimentConfig, load_config, to_dict
 from algd.experiments.config_values import flatten
 from algd.experiments.schema import show
+from algd.experiments.sweep_child import is_complete
 from algd.experiments.sweep_file import SweepFile
 from algd.training.run_directory import CONFIG_FILE
+from algd.training.trainer import may_be_trained_on
 
 SEED = "seed"
+_STEPS = "train.total_steps"
 _MAX_TRIALS = 100_000
 _MAX_NAME = 100  # characters before the digest; file systems take 255
 _MAX_TAG = 64  # characters W&B takes
@@ -57,6 +61,11 @@ class Trial:
     seed: int
     arguments: tuple[str, ...]
     config: ExperimentConfig
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether it was trained to its end."""
+        return is_complete(self.run_dir, self.config.train.total_steps)
 
 
 @dataclass(frozen=True)
@@ -197,7 +206,12 @@ def _trial(
     except ConfigError as error:
         reason = str(error).removeprefix(f"{COMMAND_LINE}: ")
         raise ConfigError(f"{file.path}: {reason}") from error
-    identity = [command.configs, [f"{o.option}={o.text}" for o in given]]
+    # What has been trained is trained on where the command asks for more steps, not begun anew.
+    of_steps = {f"--{_STEPS}"} - {f"--{key}" for key in setting.values}
+    identity = [
+        command.configs,
+        [f"{o.option}={o.text}" for o in given if o.option not in of_steps],
+    ]
     name = f"{_readable(setting, seed, varied)}-{_digest(identity).hex()[:8]}"
     arguments = [*command.configs, *(f"{o.option}={o.text}" for o in (*first, *given))]
     return Trial(name, directory / name, number, seed, tuple(arguments), config)
@@ -219,7 +233,10 @@ def _digest(value: Any) -> bytes:
 
 
 def _require_same_run(trial: Trial) -> None:
-    """Refuse a run directory whose configuration is another: a preset has changed meanwhile."""
+    """Refuse a run directory whose configuration is another: a preset has changed meanwhile.
+
+    Only the steps may have grown, where the run does not depend on how many it is to have.
+    """
     path = trial.run_dir / CONFIG_FILE
     if not path.is_file() or not path.stat().st_size:
         return
@@ -231,6 +248,8 @@ def _require_same_run(trial: Trial) -> None:
         }
         for config in (load_config([path]), trial.config)
     )
+    if may_be_trained_on(trial.config) and there[_STEPS] < here[_STEPS]:
+        del there[_STEPS], here[_STEPS]
     for key in here.keys() | there.keys():
         if here.get(key) != there.get(key):
             raise ConfigError(

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from algd.experiments.sweep_child import is_complete
 from algd.experiments.sweep_engine import Ended, Engine, log_path
 from algd.experiments.sweep_plan import Trial
 from algd.experiments.sweep_progress import SweepProgress
@@ -53,7 +52,7 @@ def run_trials(
         progress: told of every event.
         retries: further attempts after a failure.
     """
-    waiting = deque(trial for trial in trials if not is_complete(trial.run_dir))
+    waiting = deque(trial for trial in trials if not trial.is_complete)
     attempts: Counter[str] = Counter()
     losses: Counter[str] = Counter()
     failures: dict[str, Failure] = {}

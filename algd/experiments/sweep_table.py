@@ -17,11 +17,11 @@ from algd.analysis.statistics import UNKNOWN, Interval, mean_interval
 from algd.errors import ConfigError
 from algd.experiments.run_data import RunData, read_runs
 from algd.experiments.schema import did_you_mean, nearest
-from algd.experiments.sweep_child import is_complete
-from algd.experiments.sweep_file import Metric
+from algd.experiments.sweep_file import Metric, SweepFile
 from algd.experiments.sweep_plan import Setting, SweepPlan, as_text
 from algd.experiments.text_table import aligned
 from algd.training.durable_files import replace_durably
+from algd.training.evaluation import EvaluationResult
 
 _EVALUATION = ("eval/return", "eval/cost", "eval/violation_rate")
 _BOUNDS = {"eval/cost": (0.0, math.inf), "eval/violation_rate": (0.0, 1.0)}
@@ -100,7 +100,7 @@ class SweepTable:
 
 def make_table(plan: SweepPlan) -> SweepTable:
     """Return the table over the trials that are complete."""
-    complete = [trial for trial in plan.trials if is_complete(trial.run_dir)]
+    complete = [trial for trial in plan.trials if trial.is_complete]
     found = read_runs(trial.run_dir for trial in complete)
     runs = {run.path: run for run in found.runs}
     metrics = _EVALUATION
@@ -124,6 +124,20 @@ def make_table(plan: SweepPlan) -> SweepTable:
     logged = sorted({name for run in found.runs for name in run.metrics})
     goal = plan.file.metric
     return SweepTable(varied, metrics, tuple(rows), goal, tuple(logged), tuple(found.skipped))
+
+
+def require_known_metric(file: SweepFile) -> None:
+    """Refuse a metric of evaluations that there is none of, before anything is trained.
+
+    Raises:
+        ConfigError: naming those there are.
+    """
+    if file.metric is None or not file.metric.name.startswith("eval/"):
+        return  # what training logs depends on the agent
+    name, known = file.metric.name, list(EvaluationResult((0.0,), (0.0,), (1,)).metrics(0.0))
+    if name not in known:
+        hint = did_you_mean(nearest(name, known)) or f"; they are {', '.join(known)}"
+        raise ConfigError(f"{file.path}: metric.name {name!r} is no metric of evaluations{hint}")
 
 
 def require_metric(table: SweepTable, source: Path) -> None:

@@ -5,6 +5,7 @@ is answered at once. Names in a run directory: ``config.yaml``, ``checkpoints/``
 ``replay/`` and ``replay_copy/`` (segment files), besides what trainer and tracker write.
 """
 
+import shlex
 from pathlib import Path
 
 from algd.errors import CheckpointError, ConfigError
@@ -29,6 +30,10 @@ def require_run_dir(path: Path) -> Path:
     """
     if not path.is_dir():
         raise CheckpointError(f"{path} is not a directory; expected the directory of a run")
+    seeds = [] if is_run_dir(path) else seed_directories(path)
+    if seeds:
+        names = ", ".join(seed.name for seed in seeds)
+        raise CheckpointError(f"{path} holds the runs of several seeds; name one of {names} in it")
     if not is_run_dir(path):
         raise CheckpointError(
             f"{path} holds no run: found neither {CONFIG_FILE} nor a {CHECKPOINTS} directory"
@@ -43,6 +48,11 @@ def seed_directories(directory: Path) -> list[Path]:
     return sorted(numbered, key=lambda path: int(path.name.removeprefix(SEED_PREFIX)))
 
 
+def resume_command(path: Path) -> str:
+    """Return the command that continues what is in ``path``."""
+    return f"algd train --resume {shlex.quote(str(path))}"
+
+
 def claim_run_dir(path: Path) -> None:
     """Create ``path`` for a new run; of two processes that try at once only one succeeds.
 
@@ -50,13 +60,13 @@ def claim_run_dir(path: Path) -> None:
         ConfigError: the directory already holds a run, or cannot be created.
     """
     taken = ConfigError(
-        f"{path} already holds a run; continue it with `algd train --resume {path}` "
+        f"{path} already holds a run; continue it with `{resume_command(path)}` "
         "or choose another directory"
     )
     if seed_directories(path):
         raise ConfigError(
             f"{path} holds the runs of several seeds; continue them with "
-            f"`algd train --resume {path}` or choose another directory"
+            f"`{resume_command(path)}` or choose another directory"
         )
     try:
         make_directory(path)

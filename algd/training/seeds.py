@@ -16,7 +16,13 @@ from algd.environments.make import make_env
 from algd.errors import CheckpointError, ConfigError, UserError
 from algd.training.exported import is_export
 from algd.training.lockstep import Lockstep
-from algd.training.run_directory import CONFIG_FILE, SEED_PREFIX, is_run_dir, seed_directories
+from algd.training.run_directory import (
+    CONFIG_FILE,
+    SEED_PREFIX,
+    is_run_dir,
+    resume_command,
+    seed_directories,
+)
 from algd.training.stopping import Interrupted, StopRequest
 from algd.training.train_config import resolve_device
 from algd.training.trainer import Trainer, claim, continued
@@ -44,7 +50,7 @@ def train_seeds(config: "ExperimentConfig", num_seeds: int, directory: Path) -> 
         raise ConfigError(f"seeds must be in [0, 2^32), got {seeds[0]} to {seeds[-1]}")
     if is_run_dir(directory) or seed_directories(directory):
         raise ConfigError(
-            f"{directory} already holds a run; continue with `algd train --resume {directory}` "
+            f"{directory} already holds a run; continue with `{resume_command(directory)}` "
             "or choose another directory"
         )
     if resolve_device(config.train.device).type != "cuda" and num_seeds > 1:
@@ -87,11 +93,18 @@ def resume_seeds(directory: Path, total_steps: int | None = None) -> None:
             raise CheckpointError(
                 f"{run_dir} is an exported policy, which cannot be trained on; resume its run"
             )
-    _require_alike(directories, total_steps)
+    most = _require_alike(directories)
+    if total_steps is not None and total_steps < most:
+        raise ConfigError(
+            f"train.total_steps of runs that are continued can only grow: {directory} has {most}, "
+            f"got {total_steps}"
+        )
+    # A stop may have come when some of them knew of more steps and others did not yet.
+    steps = most if total_steps is None else total_steps
 
     def builder(run_dir: Path) -> Builder:
         label = run_dir.name.replace("_", " ")
-        return lambda stop: continued(run_dir, total_steps, stop=stop, progress_label=label)
+        return lambda stop: continued(run_dir, steps, stop=stop, progress_label=label)
 
     _run(list(map(builder, directories)), directory)
 
@@ -106,20 +119,22 @@ def _of_seed(config: "ExperimentConfig", seed: int, directory: Path) -> "Experim
     return replace(config, seed=seed, tracking=named)
 
 
-def _require_alike(directories: Sequence[Path], total_steps: int | None) -> None:
+def _require_alike(directories: Sequence[Path]) -> int:
+    """Refuse runs that differ in more than seed and number of steps; return the most steps."""
     from algd.experiments.config import load_config
 
     # A run that was claimed and killed before it had a configuration fails by itself.
     given = [run_dir for run_dir in directories if (run_dir / CONFIG_FILE).is_file()]
-    # A stop may have come after some of them were told their new number of steps.
-    steps = {} if total_steps is None else {"train.total_steps": total_steps}
-    configs = [load_config([run_dir / CONFIG_FILE], steps) for run_dir in given]
+    planned = [load_config([run_dir / CONFIG_FILE]) for run_dir in given]
+    most = max((own.train.total_steps for own in planned), default=0)
+    configs = [replace(own, train=replace(own.train, total_steps=most)) for own in planned]
     for own, run_dir in zip(configs, given, strict=True):
         if replace(own, seed=configs[0].seed, tracking=configs[0].tracking) != configs[0]:
             raise ConfigError(
                 f"{run_dir} differs from {given[0]} in more than its seed; continue each "
-                f"by itself: algd train --resume {run_dir}"
+                f"by itself: {resume_command(run_dir)}"
             )
+    return most
 
 
 def _run(builders: Sequence[Builder], directory: Path) -> None:

@@ -94,6 +94,7 @@ class Trainer:
             else:
                 restore_training(self, self.store.load(checkpoint))
                 self.store.restore_replay(checkpoint, self.replay)
+            self._warn_where_nothing_will_be_learnt()
             new = checkpoint is None and not again
             start = -1 if checkpoint is None else self.env_step
             self._record_into(run_dir, start=start, new=new)
@@ -141,6 +142,18 @@ class Trainer:
             multiplier_max=getattr(config.multiplier, "multiplier_max", None),
             cost_limit=config.constraint.cost_limit,
         )
+
+    def _warn_where_nothing_will_be_learnt(self) -> None:
+        config = self.config.train
+        if config.learning_starts >= config.total_steps:
+            _log.warning(
+                "nothing will be learnt: train.learning_starts (%d) is not less than "
+                "train.total_steps (%d)",
+                config.learning_starts,
+                config.total_steps,
+            )
+        elif config.updates_per_step == 0 and not config.initial_updates_per_step:
+            _log.warning("nothing will be learnt: train.updates_per_step is 0")
 
     def _record_into(self, run_dir: Path, *, start: int, new: bool) -> None:
         """Open tracker and saver; rows after env step ``start`` are cut off unless ``new``."""
@@ -392,15 +405,20 @@ def claim(config: "ExperimentConfig", run_dir: Path) -> None:
     replace_durably(run_dir / "config.yaml", dump_yaml(config).encode())
 
 
+def may_be_trained_on(config: "ExperimentConfig") -> bool:
+    """Say whether training does not depend on how many steps a run is to have."""
+    return config.train.final_learning_rate == 1.0 and not config.train.overlap
+
+
 def resume(run_dir: Path, total_steps: int | None = None) -> None:
     """Continue a run from its newest valid checkpoint, as if nothing had happened.
 
     Args:
         run_dir: of the run.
         total_steps: train up to this many steps from now on; None keeps what the run was started
-            with. On a CPU the run becomes the one that it would have been with that many from the
-            start, but for the evaluation at its old end, for learning rates that fall over the
-            whole of a run, and for updates that overlap with the step at its old end.
+            with. On a CPU it is trained as if it had had that many from the start, unless
+            ``may_be_trained_on`` denies it; its rows differ up to the one after its old end, where
+            it was evaluated and means began anew.
 
     Raises:
         ConfigError: fewer steps than the run has.
@@ -429,6 +447,14 @@ def continued(
         )
     longer = total_steps is not None and total_steps > before
     if longer:
+        if not may_be_trained_on(config):
+            _log.warning(
+                "%s will differ from a run of %d steps from the start: learning rates fell, or "
+                "steps overlapped with updates, for an end at %d steps",
+                run_dir,
+                total_steps,
+                before,
+            )
         config = replace(config, train=replace(config.train, total_steps=total_steps))
     if checkpoint is None:
         _log.warning("%s holds no checkpoint yet; starting it again from step 0", run_dir)

@@ -235,7 +235,8 @@ def _git(*words: str) -> str:
 
 
 def _finished(paths: Sequence[Path]) -> list[StoredRun]:
-    return [of_run(run) for run in require_runs(paths).runs if is_complete(run.path)]
+    runs = require_runs(paths).runs
+    return [of_run(run) for run in runs if is_complete(run.path, run.total_steps)]
 
 
 def keep(paths: Sequence[Path]) -> int:

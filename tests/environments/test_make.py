@@ -67,6 +67,19 @@ def test_an_environment_without_a_cost_is_refused_when_made_and_says_how_to_give
         make_env(EnvConfig(id=f"{HERE}:Counting-v0", kwargs={"bad": "no cost"}))
 
 
+def test_a_module_of_this_directory_that_cannot_be_imported_is_told_how(tmp_path, monkeypatch):
+    (tmp_path / "my_package_of_a_test").mkdir()
+    (tmp_path / "my_module_of_a_test.py").touch()
+    monkeypatch.chdir(tmp_path)
+    hint = r"; it is in this directory: install it, or set PYTHONPATH=\.$"
+    with pytest.raises(ConfigError, match=hint):
+        make_env("my_package_of_a_test.envs:Mine-v0")
+    with pytest.raises(ConfigError, match=hint):
+        make_env(EnvConfig(id="Pendulum-v1", cost_fn="my_module_of_a_test:cost"))
+    with pytest.raises(ConfigError, match=r"No module named 'no_such_module'$"):
+        make_env("no_such_module:Mine-v0")
+
+
 @pytest.mark.parametrize(
     ("cost_fn", "message"),
     [

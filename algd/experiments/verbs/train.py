@@ -1,7 +1,6 @@
 """`algd train`: start a run from configurations and overrides, or continue one."""
 
 import argparse
-import shlex
 import shutil
 import signal
 import sys
@@ -18,7 +17,12 @@ from algd.experiments.arguments import (
     positive_int,
     split_overrides,
 )
-from algd.training.run_directory import is_run_dir, require_run_dir, seed_directories
+from algd.training.run_directory import (
+    is_run_dir,
+    require_run_dir,
+    resume_command,
+    seed_directories,
+)
 
 if TYPE_CHECKING:
     from algd.experiments.config import ExperimentConfig
@@ -132,7 +136,7 @@ def _until_stopped(work: Callable[[], None]) -> int:
     try:
         work()
     except Interrupted as stop:
-        command = f"algd train --resume {shlex.quote(str(stop.run_dir))}"
+        command = resume_command(stop.run_dir)
         print(
             f"algd: stopped at step {stop.env_step}, checkpoint written; continue with: {command}",
             file=sys.stderr,
