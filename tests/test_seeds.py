@@ -273,7 +273,7 @@ def test_a_seed_that_cannot_be_continued_leaves_the_others(
 
 
 def test_told_of_more_steps_and_stopped_at_once_all_keep_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The stop comes while the second of three is built, so the third was never told."""
     train_seeds(load_config([], settings(GAUSSIAN)), 3, tmp_path / "all")
@@ -287,6 +287,7 @@ def test_told_of_more_steps_and_stopped_at_once_all_keep_them(
     ]
     assert steps == [140, 140, 100]
     resume_seeds(tmp_path / "all")
+    assert "all were to end earlier; all go on to 140 steps" in caplog.text
     longer = settings(GAUSSIAN) | {"train.total_steps": 140}
     train(load_config([], longer | {"seed": 2}), tmp_path / "alone")
     for seed in range(3):

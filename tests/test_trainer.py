@@ -1,6 +1,7 @@
 """The training loop: repeatable, resumable, any combination, one line for what breaks."""
 
 import csv
+import errno
 import itertools
 import re
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from alam.multiplier import MULTIPLIERS
 from alam.replay import ReplayBuffer
 from algd.environments.make import make_env
 from algd.environments.subprocess_vector import SubprocessVectorEnv
-from algd.errors import ConfigError, EnvironmentFault
+from algd.errors import CheckpointError, ConfigError, EnvironmentFault
 from algd.experiments.config import dump_yaml, load_config
 from algd.training.checkpoint import CheckpointStore
 from algd.training.durable_files import replace_durably
@@ -182,6 +183,24 @@ def test_a_run_trained_on_is_the_longer_run(
     torch.testing.assert_close(*ends, rtol=0, atol=0)
     with pytest.raises(ConfigError, match=r"can only grow: .*parts has 200, got 150"):
         resume(parts, 150)
+
+
+def test_a_length_that_cannot_be_written_down_leaves_the_run_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overrides = TINY | POLICIES["gaussian"] | {"train.total_steps": 100}
+    train(load_config([], overrides), tmp_path / "run")
+
+    def full(path: Path, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("algd.training.trainer.replace_durably", full)
+        with pytest.raises(CheckpointError, match=r"config\.yaml cannot be written: No space left"):
+            resume(tmp_path / "run", 200)
+    assert load_config([tmp_path / "run" / "config.yaml"]).train.total_steps == 100
+    resume(tmp_path / "run", 200)  # the lock was let go
+    assert int(rows(tmp_path / "run")[-1]["env_step"]) == 200
 
 
 @pytest.mark.parametrize(

@@ -127,6 +127,10 @@ def _require_alike(directories: Sequence[Path]) -> int:
     given = [run_dir for run_dir in directories if (run_dir / CONFIG_FILE).is_file()]
     planned = [load_config([run_dir / CONFIG_FILE]) for run_dir in given]
     most = max((own.train.total_steps for own in planned), default=0)
+    if any(own.train.total_steps < most for own in planned):
+        _log.warning(
+            "some runs of %s were to end earlier; all go on to %d steps", given[0].parent, most
+        )
     configs = [replace(own, train=replace(own.train, total_steps=most)) for own in planned]
     for own, run_dir in zip(configs, given, strict=True):
         if replace(own, seed=configs[0].seed, tracking=configs[0].tracking) != configs[0]:

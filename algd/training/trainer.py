@@ -467,7 +467,13 @@ def continued(
         progress_label=progress_label,
     )
     if longer:  # the trainer holds the lock of the directory
-        replace_durably(run_dir / "config.yaml", dump_yaml(config).encode())
+        try:
+            replace_durably(run_dir / "config.yaml", dump_yaml(config).encode())
+        except OSError as error:
+            trainer.close()
+            raise CheckpointError(
+                f"{run_dir / 'config.yaml'} cannot be written: {error.strerror}; nothing was done"
+            ) from error
     elif trainer.env_step >= before:
         _log.warning(
             "%s has taken all of its %d steps; to train on, add --train.total_steps=N",
