@@ -66,6 +66,7 @@ def small_plan(directory: Path, seeds: Sequence[int] = (0, 1, 2)) -> SweepPlan:
 # ---- whole sweeps in their own processes
 
 
+@pytest.mark.usefixtures("no_shape_checks")
 def test_a_sweep_of_more_steps_trains_on_what_it_has(tmp_path: Path) -> None:
     parameters = {"seed": {"values": [0, 1]}}
     short = write_sweep(tmp_path, total_steps=200, parameters=parameters)
