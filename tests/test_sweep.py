@@ -68,21 +68,21 @@ def small_plan(directory: Path, seeds: Sequence[int] = (0, 1, 2)) -> SweepPlan:
 
 @pytest.mark.usefixtures("no_shape_checks")
 def test_a_sweep_of_more_steps_trains_on_what_it_has(tmp_path: Path) -> None:
-    parameters = {"seed": {"values": [0, 1]}}
+    parameters = {"seed": {"values": [0]}}
     short = write_sweep(tmp_path, total_steps=200, parameters=parameters)
-    (first, _) = plan_of(short, tmp_path / "out").trials
+    (first,) = plan_of(short, tmp_path / "out").trials
     train(first.config, first.run_dir)
     (first.run_dir / TRIAL_FILE).write_text('{"total_steps": 200}')
     assert first.is_complete
     path = write_sweep(tmp_path, total_steps=400, parameters=parameters)
-    longer = plan_of(path, tmp_path / "out").trials
-    assert longer[0].run_dir == first.run_dir
-    assert not longer[0].is_complete
+    (longer,) = plan_of(path, tmp_path / "out").trials
+    assert longer.run_dir == first.run_dir
+    assert not longer.is_complete
     code, out, told = finish(start(path, tmp_path / "out"))
     assert code == 0, told
-    assert "2/2" in out
-    assert all(trial.is_complete for trial in longer)
-    train(longer[0].config, tmp_path / "whole")
+    assert "1/1" in out
+    assert longer.is_complete
+    train(longer.config, tmp_path / "whole")
     expected = (tmp_path / "whole" / "metrics.csv").read_bytes()
     assert (first.run_dir / "metrics.csv").read_bytes() == expected
 
