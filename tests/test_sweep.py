@@ -398,6 +398,14 @@ def test_complete_trials_are_not_started(tmp_path: Path) -> None:
     assert engine.started == [plan.trials[3].name]
 
 
+def test_a_trial_whose_last_word_is_damaged_counts_as_unfinished(tmp_path: Path) -> None:
+    (trial,) = small_plan(tmp_path, seeds=[0]).trials[:1]
+    pretend(trial, returns=0.0)
+    assert trial.is_complete
+    (trial.run_dir / TRIAL_FILE).write_bytes(b"\xff{")
+    assert not trial.is_complete
+
+
 # ---- the pool
 
 

@@ -32,7 +32,7 @@ def is_complete(run_dir: Path, total_steps: int) -> bool:
     """Say whether a trial trained there to its end, at ``total_steps``."""
     try:
         done = json.loads((run_dir / TRIAL_FILE).read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):  # a damaged one is written again
         return False
     return done.get("total_steps", total_steps) >= total_steps
 

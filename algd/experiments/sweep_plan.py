@@ -27,7 +27,6 @@ from algd.experiments.schema import show
 from algd.experiments.sweep_child import is_complete
 from algd.experiments.sweep_file import SweepFile
 from algd.training.run_directory import CONFIG_FILE
-from algd.training.trainer import may_be_trained_on
 
 SEED = "seed"
 _STEPS = "train.total_steps"
@@ -188,11 +187,11 @@ def _trial(
     varied: Sequence[str],
 ) -> Trial:
     command = file.command
-    given = [
-        *command.overrides,
+    chosen = [
         *(Override(f"--{key}", as_text(value)) for key, value in setting.values.items()),
         Override("--seed", str(seed)),
     ]
+    given = [*command.overrides, *chosen]
     # What the file and the command say of tracking wins over these.
     tracking = {
         **file.tracking,
@@ -207,11 +206,8 @@ def _trial(
         reason = str(error).removeprefix(f"{COMMAND_LINE}: ")
         raise ConfigError(f"{file.path}: {reason}") from error
     # What has been trained is trained on where the command asks for more steps, not begun anew.
-    of_steps = {f"--{_STEPS}"} - {f"--{key}" for key in setting.values}
-    identity = [
-        command.configs,
-        [f"{o.option}={o.text}" for o in given if o.option not in of_steps],
-    ]
+    fixed = [override for override in command.overrides if override.option != f"--{_STEPS}"]
+    identity = [command.configs, [f"{o.option}={o.text}" for o in (*fixed, *chosen)]]
     name = f"{_readable(setting, seed, varied)}-{_digest(identity).hex()[:8]}"
     arguments = [*command.configs, *(f"{o.option}={o.text}" for o in (*first, *given))]
     return Trial(name, directory / name, number, seed, tuple(arguments), config)
@@ -248,7 +244,7 @@ def _require_same_run(trial: Trial) -> None:
         }
         for config in (load_config([path]), trial.config)
     )
-    if may_be_trained_on(trial.config) and there[_STEPS] < here[_STEPS]:
+    if not trial.config.train.depends_on_length and there[_STEPS] < here[_STEPS]:
         del there[_STEPS], here[_STEPS]
     for key in here.keys() | there.keys():
         if here.get(key) != there.get(key):

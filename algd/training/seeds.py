@@ -25,7 +25,7 @@ from algd.training.run_directory import (
 )
 from algd.training.stopping import Interrupted, StopRequest
 from algd.training.train_config import resolve_device
-from algd.training.trainer import Trainer, claim, continued
+from algd.training.trainer import Trainer, claim, continued, require_not_shorter
 
 if TYPE_CHECKING:
     from algd.experiments.config import ExperimentConfig
@@ -93,14 +93,13 @@ def resume_seeds(directory: Path, total_steps: int | None = None) -> None:
             raise CheckpointError(
                 f"{run_dir} is an exported policy, which cannot be trained on; resume its run"
             )
-    most = _require_alike(directories)
-    if total_steps is not None and total_steps < most:
-        raise ConfigError(
-            f"train.total_steps of runs that are continued can only grow: {directory} has {most}, "
-            f"got {total_steps}"
-        )
-    # A stop may have come when some of them knew of more steps and others did not yet.
+    planned = _require_alike(directories)
+    most = max(planned, default=0)
+    require_not_shorter(directory, most, total_steps)
     steps = most if total_steps is None else total_steps
+    if total_steps is None and min(planned, default=most) < most:
+        # A stop may have come when some of them knew of more steps and others did not yet.
+        _log.warning("some runs of %s were to end earlier; all go on to %d steps", directory, most)
 
     def builder(run_dir: Path) -> Builder:
         label = run_dir.name.replace("_", " ")
@@ -119,26 +118,22 @@ def _of_seed(config: "ExperimentConfig", seed: int, directory: Path) -> "Experim
     return replace(config, seed=seed, tracking=named)
 
 
-def _require_alike(directories: Sequence[Path]) -> int:
-    """Refuse runs that differ in more than seed and number of steps; return the most steps."""
+def _require_alike(directories: Sequence[Path]) -> list[int]:
+    """Refuse runs that differ in more than seed and number of steps; return those numbers."""
     from algd.experiments.config import load_config
 
     # A run that was claimed and killed before it had a configuration fails by itself.
     given = [run_dir for run_dir in directories if (run_dir / CONFIG_FILE).is_file()]
-    planned = [load_config([run_dir / CONFIG_FILE]) for run_dir in given]
-    most = max((own.train.total_steps for own in planned), default=0)
-    if any(own.train.total_steps < most for own in planned):
-        _log.warning(
-            "some runs of %s were to end earlier; all go on to %d steps", given[0].parent, most
-        )
-    configs = [replace(own, train=replace(own.train, total_steps=most)) for own in planned]
+    configs = [load_config([run_dir / CONFIG_FILE]) for run_dir in given]
     for own, run_dir in zip(configs, given, strict=True):
-        if replace(own, seed=configs[0].seed, tracking=configs[0].tracking) != configs[0]:
+        first = configs[0]
+        train = replace(own.train, total_steps=first.train.total_steps)
+        if replace(own, seed=first.seed, tracking=first.tracking, train=train) != first:
             raise ConfigError(
                 f"{run_dir} differs from {given[0]} in more than its seed; continue each "
                 f"by itself: {resume_command(run_dir)}"
             )
-    return most
+    return [own.train.total_steps for own in configs]
 
 
 def _run(builders: Sequence[Builder], directory: Path) -> None:

@@ -96,6 +96,11 @@ class TrainConfig:
         if pace is not None and not 0 <= pace < float("inf"):
             raise ValueError(f"initial_updates_per_step must be null or >= 0, got {pace}")
 
+    @property
+    def depends_on_length(self) -> bool:
+        """Whether steps before the end depend on ``total_steps``: rates that fall, or overlap."""
+        return self.final_learning_rate != 1.0 or self.overlap
+
 
 def resolve_device(name: str) -> torch.device:
     """Return the device that ``auto``, ``cpu`` or ``cuda`` stands for here."""

@@ -405,9 +405,13 @@ def claim(config: "ExperimentConfig", run_dir: Path) -> None:
     replace_durably(run_dir / "config.yaml", dump_yaml(config).encode())
 
 
-def may_be_trained_on(config: "ExperimentConfig") -> bool:
-    """Say whether training does not depend on how many steps a run is to have."""
-    return config.train.final_learning_rate == 1.0 and not config.train.overlap
+def require_not_shorter(directory: Path, steps: int, total_steps: int | None) -> None:
+    """Refuse to continue what is in ``directory``, planned for ``steps``, with fewer."""
+    if total_steps is not None and total_steps < steps:
+        raise ConfigError(
+            f"train.total_steps of a run that is continued can only grow: {directory} has {steps}, "
+            f"got {total_steps}"
+        )
 
 
 def resume(run_dir: Path, total_steps: int | None = None) -> None:
@@ -417,8 +421,8 @@ def resume(run_dir: Path, total_steps: int | None = None) -> None:
         run_dir: of the run.
         total_steps: train up to this many steps from now on; None keeps what the run was started
             with. On a CPU it is trained as if it had had that many from the start, unless
-            ``may_be_trained_on`` denies it; its rows differ up to the one after its old end, where
-            it was evaluated and means began anew.
+            ``TrainConfig.depends_on_length``; its rows differ up to the one after its old end,
+            where it was evaluated and means began anew.
 
     Raises:
         ConfigError: fewer steps than the run has.
@@ -440,14 +444,10 @@ def continued(
     checkpoint = CheckpointStore(run_dir).latest()
     config = load_config([run_dir / "config.yaml"])
     before = config.train.total_steps
-    if total_steps is not None and total_steps < before:
-        raise ConfigError(
-            f"train.total_steps of a run that is continued can only grow: {run_dir} has {before}, "
-            f"got {total_steps}"
-        )
+    require_not_shorter(run_dir, before, total_steps)
     longer = total_steps is not None and total_steps > before
     if longer:
-        if not may_be_trained_on(config):
+        if config.train.depends_on_length:
             _log.warning(
                 "%s will differ from a run of %d steps from the start: learning rates fell, or "
                 "steps overlapped with updates, for an end at %d steps",
