@@ -174,9 +174,40 @@ def _chain() -> Axis:
     )
 
 
+def _economy() -> Axis:
+    """Each setting by which ``algd_fast`` is cheaper, alone and all together.
+
+    The dual target lags by as many updates in every cell; its interval counts those of the policy.
+    """
+    few = {"policy.schedule.num_train_timesteps": 5}
+    forward = {"policy.estimator": "denoising"}
+    twice = {"policy.update_interval": 2, "multiplier.dual_target_interval": 50}
+    thrice = {"policy.update_interval": 3, "multiplier.dual_target_interval": 33}
+    settings: tuple[tuple[str, Overrides], ...] = (
+        ("algd", {}),
+        ("5 levels", few),
+        ("denoising", forward),
+        ("every 2nd", twice),
+        ("every 3rd", thrice),
+        ("all (algd_fast)", {**few, **forward, **thrice}),
+    )
+    return Axis(
+        "economy",
+        "What do fewer levels, forward passes alone and delayed policy updates save, and cost?",
+        "algd",
+        ("bandit", "islands", "finite"),
+        tuple(
+            Variant(name, overrides, position=float(place))
+            for place, (name, overrides) in enumerate(settings)
+        ),
+        "algd",
+        1_000,
+    )
+
+
 def _axes() -> Iterable[Axis]:
     yield from (_convexification(), _rho(), _steps(), _estimator())
-    yield from (_multiplier(), _lag(), _chain())
+    yield from (_multiplier(), _lag(), _chain(), _economy())
 
 
 AXES: dict[str, Axis] = {axis.name: axis for axis in _axes()}
