@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 _LEAST_SHARE = 0.1  # of the threshold, that calibration leaves
-_MAX_EXCESS = 4.0  # relative, that an episode counts with in it
+_MAX_STEP = 1.0  # of the logarithm of the threshold, by one episode
 _AIM = 0.8  # share of the limit: what aims at the limit itself is above it half of the time
 
 
@@ -22,8 +22,9 @@ def cost_threshold(*, cost_limit: float, episode_length: int, cost_discount: flo
     """Convert a cost budget per episode to the scale of a discounted critic.
 
     A policy that spends ``cost_limit`` evenly over ``episode_length`` steps has this discounted
-    cost, averaged over an infinite continuation at the same rate; with ``cost_discount`` 1 the
-    budget itself.
+    cost from the start of an episode that ends then; with ``cost_discount`` 1 the budget itself.
+    Where a time limit ends episodes critics bootstrap on, up to 1 / (1 - cost_discount ** T) times
+    it: 1.00 at T = 1000 and 0.99, but 1.58 at T = 100, which makes the limit that much tighter.
     """
     if cost_limit < 0:
         raise ValueError(f"cost_limit must be >= 0, got {cost_limit}")
@@ -90,10 +91,10 @@ class ConstraintConfig:
         (the released ALGD code). A threshold of 0 has the unit 1.
     hinge: ``sample`` applies the hinge per state (a constraint in every state), ``batch`` to the
         batch mean (a constraint on the expectation).
-    calibration_rate: per training episode, moves the threshold by this share of the episode's
-        relative excess over four fifths of ``cost_limit``, down to a tenth and never above what the
-        limit gives: integral control against cost critics that err for long. 0 trusts the critics,
-        as the papers do.
+    calibration_rate: per training episode after the warm-up, moves the threshold by this share of
+        the episode's relative excess over four fifths of ``cost_limit``, down to a tenth and never
+        above what the limit gives: integral control against cost critics that err for long. 0
+        trusts the critics, as the papers do.
     """
 
     cost_limit: float = 25.0
@@ -147,9 +148,11 @@ class Constraint(nn.Module):
         """Calibrate the threshold by the cost of a finished training episode."""
         rate = self.config.calibration_rate
         if rate > 0.0:
-            excess = min(cost / (_AIM * self.config.cost_limit) - 1.0, _MAX_EXCESS)
+            # The excess itself must not be clipped: of costs that are mostly 0 and rarely hundreds
+            # the clipped mean can be below the aim while the mean is far above it.
+            step = min(rate * (cost / (_AIM * self.config.cost_limit) - 1.0), _MAX_STEP)
             least = _LEAST_SHARE * self.nominal_threshold
-            self.threshold.mul_(math.exp(-rate * excess)).clamp_(least, self.nominal_threshold)
+            self.threshold.mul_(math.exp(-step)).clamp_(least, self.nominal_threshold)
 
     def energy(
         self,

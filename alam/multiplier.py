@@ -33,6 +33,7 @@ Signal = Literal["policy", "replay", "episode"]
 
 Output = Literal["softplus", "squared", "relu"]
 _OUTPUT_BIAS = -3.0  # softplus(-3) = 0.05: start near 0, which softplus itself never reaches
+_AT_REST = 2.5e-3  # softplus(-6): what counts as 0
 _AT_BOUND = 0.99  # share of the bound that counts as reached: regression meets it in the limit only
 
 
@@ -646,7 +647,13 @@ class StatewiseALaM(StatewiseMultiplier[StatewiseALaMConfig]):
         )
 
     def loss(self, value: Float[Tensor, " B"], target: Float[Tensor, " B"]) -> Float[Tensor, ""]:
-        """Return 1/2 E[(value - target)^2] of unclipped multipliers, which carry the gradient."""
+        """Return 1/2 E[(value - target)^2] of unclipped multipliers, which carry the gradient.
+
+        A multiplier that is 0 is not pulled further down: it would have to come back first.
+        """
+        if self.config.target_hinge == "mean":  # else no target is below 0
+            at_rest = (value < _AT_REST) & (target < value)
+            value = torch.where(at_rest, value.detach(), value)
         return 0.5 * (value - target).square().mean()
 
     def count_update(self) -> DueALaM:

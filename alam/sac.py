@@ -215,7 +215,8 @@ class ConstrainedLearner:
 
         The multiplier is told its violation, in the constraint's unit.
         """
-        self.constraint.observe_episode(cost)
+        if self.num_updates > 0:  # episodes of the warm-up say nothing about critics
+            self.constraint.observe_episode(cost)
         limit = self.constraint.config.cost_limit
         relative = cost / limit - 1.0 if limit > 0 else cost
         scale = self.constraint.nominal_threshold or 1.0

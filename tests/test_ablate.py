@@ -290,7 +290,7 @@ def test_cells_of_other_settings_are_refused(tmp_path: Path) -> None:
             [TASKS["energy1"]],
             seeds=1,
             directory=tmp_path,
-            overrides={"policy.hidden": [width], "policy.schedule.num_train_timesteps": 1},
+            overrides={"policy.hidden": [width], "policy.schedule.num_train_timesteps": 2},
         )[:1]
 
     run_cells(cells(8), jobs=1, updates=1, say=lambda _: None)

@@ -105,9 +105,9 @@ def test_base_files_come_first_and_are_relative_to_the_file(tmp_path: Path) -> N
     (tmp_path / "bases").mkdir()
     write(tmp_path / "bases" / "deep.yaml", "seed: 5\nconstraint: {cost_limit: 1.0}\n")
     write(tmp_path / "bases" / "near.yaml", "base: deep.yaml\nseed: 6\n")
-    file = write(tmp_path / "run.yaml", "base: [bases/near.yaml]\nconstraint: {hinge: batch}\n")
+    file = write(tmp_path / "run.yaml", "base: [bases/near.yaml]\nconstraint: {unit: raw}\n")
     config = load_config([file])
-    assert (config.seed, config.constraint.cost_limit, config.constraint.hinge) == (6, 1.0, "batch")
+    assert (config.seed, config.constraint.cost_limit, config.constraint.unit) == (6, 1.0, "raw")
 
 
 def test_a_base_shared_by_two_files_does_not_undo_the_first(tmp_path: Path) -> None:
@@ -277,7 +277,7 @@ def test_an_unknown_preset_offers_the_nearest() -> None:
         ConfigError, match="'sac_lagg' is neither a file nor a preset; did you mean"
     ):
         load_config(["sac_lagg"])
-    with pytest.raises(ConfigError, match="the presets are algd, algd_fast, algd_plain"):
+    with pytest.raises(ConfigError, match="the presets are algd, algd_calibrated, algd_fast"):
         load_config(["zzzzzz"])
 
 
@@ -366,6 +366,20 @@ def test_an_unknown_preset_offers_the_nearest() -> None:
             {"constraint.calibration_rate": 0.1, "critics.cost_target": "reachability"},
             "constraint.calibration_rate needs critics.cost_target: discounted; "
             "a reachability critic has the threshold 0",
+        ),
+        (
+            {
+                "multiplier.kind": "scalar_dual",
+                "multiplier.signal": "episode",
+                "critics.cost_target": "reachability",
+            },
+            "multiplier.signal: episode needs critics.cost_target: discounted; reachability bounds "
+            "the risk of every state, which the costs of episodes do not measure",
+        ),
+        (
+            {"constraint.hinge": "batch"},
+            "constraint.hinge: batch needs policy.kind: gaussian; it weighs costs by the mean of "
+            "the policy's own actions, and a denoising policy asks for those of proposals",
         ),
         (
             {"constraint.augmented": "no"},

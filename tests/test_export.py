@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from loopback_hub import TOKEN, LoopbackHub, loopback_hub
+from safetensors.torch import load_file, save_file
 
 import algd
 from algd.environments.make import make_env
@@ -102,6 +103,21 @@ def test_the_normaliser_comes_back_in_double_precision(tmp_path: Path) -> None:
         assert np.array_equal(loaded.normalizer.state_dict()[name], value)
 
 
+def test_a_calibrated_threshold_comes_back_and_an_export_without_one_has_that_of_the_limit(
+    tmp_path: Path,
+) -> None:
+    policy = policy_of(config_of("sac_alam"))
+    nominal = policy.agent.constraint.threshold.item()
+    policy.agent.constraint.threshold.mul_(0.5)
+    write_export(policy, tmp_path, {})
+    assert load_export(tmp_path).agent.constraint.threshold.item() == 0.5 * nominal
+    file = tmp_path / "model.safetensors"
+    tensors = load_file(file)
+    kept = {name: tensor for name, tensor in tensors.items() if "constraint." not in name}
+    save_file(kept, file, {"format": "pt"})
+    assert load_export(tmp_path).agent.constraint.threshold.item() == nominal
+
+
 def test_weights_are_readable_without_algd_and_without_optimisers(tmp_path: Path) -> None:
     from safetensors import safe_open
 
@@ -110,7 +126,8 @@ def test_weights_are_readable_without_algd_and_without_optimisers(tmp_path: Path
     with safe_open(tmp_path / "model.safetensors", "np") as file:
         names = set(file.keys())
     parts = {name.partition(".")[0] for name in names}
-    assert parts == {"policy", "reward_critic", "cost_critic", "multiplier", "normalizer"}
+    modules = {"policy", "reward_critic", "cost_critic", "multiplier", "constraint"}
+    assert parts == modules | {"normalizer"}
     description = json.loads((tmp_path / "policy.json").read_text())
     assert description["task"]["action_low"] == [-20.0, -0.4]
 

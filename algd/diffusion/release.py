@@ -60,6 +60,8 @@ class ReleasePolicyConfig:
         for name in ("num_timesteps", "num_score_samples", "candidates", "update_interval"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        if self.variant == "vesde" and self.num_timesteps == 1:
+            raise ValueError("num_timesteps of variant 'vesde' must be >= 2, got 1")
         if not self.hidden or min(self.hidden) < 1:
             raise ValueError(f"hidden must be one or more positive widths, got {self.hidden}")
         if not 0.0 < self.learning_rate < float("inf"):

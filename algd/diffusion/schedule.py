@@ -26,7 +26,8 @@ class ScheduleConfig:
     num_train_timesteps: noise levels; num_inference_steps: reverse steps, None for all levels.
     sampler: ``ancestral`` draws from the posterior of the previous level (DDPM), ``ddim`` is its
         deterministic limit, ``euler_sde`` steps the reverse-time SDE of VE as the release does.
-    sigma_min, sigma_max: smallest and largest noise of ``ve``, in latent units.
+    sigma_min, sigma_max: smallest and largest noise of ``ve``, in latent units; equal where
+        there is one level.
     beta_schedule, beta_start, beta_end: of ``vp``, as diffusers names them; start and end are those
         of the linear schedules.
     """
@@ -52,10 +53,18 @@ class ScheduleConfig:
                 f"num_inference_steps must be in [1, num_train_timesteps = "
                 f"{self.num_train_timesteps}], got {steps}"
             )
-        if not 0 < self.sigma_min < self.sigma_max < float("inf"):
+        if not 0 < self.sigma_min <= self.sigma_max < float("inf"):
             raise ValueError(
-                "sigma_min and sigma_max must satisfy 0 < sigma_min < sigma_max, got "
+                "sigma_min and sigma_max must satisfy 0 < sigma_min <= sigma_max, got "
                 f"{self.sigma_min} and {self.sigma_max}"
+            )
+        one_level = self.num_train_timesteps == 1
+        if self.kind == "ve" and one_level != (self.sigma_min == self.sigma_max):
+            raise ValueError(
+                "sigma_min and sigma_max of kind 've' must be equal with num_train_timesteps 1, "
+                "whose one level must carry all the noise, and differ with more, got "
+                f"num_train_timesteps {self.num_train_timesteps}, {self.sigma_min} and "
+                f"{self.sigma_max}"
             )
         if not 0 < self.beta_start <= self.beta_end < 1:
             raise ValueError(

@@ -78,6 +78,17 @@ class ExperimentConfig:
                 "constraint.calibration_rate needs critics.cost_target: discounted; a reachability "
                 "critic has the threshold 0"
             )
+        if self.multiplier.signal == "episode" and self.critics.cost_target == "reachability":
+            raise ValueError(
+                "multiplier.signal: episode needs critics.cost_target: discounted; reachability "
+                "bounds the risk of every state, which the costs of episodes do not measure"
+            )
+        denoising = isinstance(self.policy, DiffusionPolicyConfig | ReleasePolicyConfig)
+        if self.constraint.hinge == "batch" and denoising:
+            raise ValueError(
+                "constraint.hinge: batch needs policy.kind: gaussian; it weighs costs by the mean "
+                "of the policy's own actions, and a denoising policy asks for those of proposals"
+            )
         if isinstance(self.policy, CVPOPolicyConfig):  # what it cannot be combined with
             CVPOConfig(self.policy, self.critics, self.constraint, self.multiplier)
 

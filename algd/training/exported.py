@@ -71,7 +71,9 @@ def load_export(directory: Path) -> LoadedPolicy:
         tensors = safetensors.torch.load_file(directory / WEIGHTS_FILE)
         policy = LoadedPolicy(config, _task_arrays(description["task"]))
         for part, module in _modules(policy).items():
-            module.load_state_dict(_under(part, tensors))
+            state = _under(part, tensors)
+            if state or part != "constraint":  # which earlier exports lack
+                module.load_state_dict(state)
         state = {k: v.numpy() for k, v in _under(_NORMALIZER, tensors).items()}
         policy.normalizer.load_state_dict({"count": description["normalizer_count"]} | state)
     except (OSError, SafetensorError, KeyError, TypeError, RuntimeError, ConfigError) as error:
@@ -106,6 +108,7 @@ def _modules(policy: LoadedPolicy) -> dict[str, nn.Module]:
         "reward_critic": agent.critics.reward,
         "cost_critic": agent.critics.cost,
         "multiplier": agent.multiplier,
+        "constraint": agent.constraint,  # its threshold may have been calibrated
     }
 
 

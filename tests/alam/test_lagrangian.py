@@ -215,7 +215,15 @@ def test_calibration_moves_the_threshold_against_the_excess_of_episodes_and_neve
 def test_one_wild_episode_moves_the_calibrated_threshold_by_a_bounded_share():
     constraint = Constraint(ConstraintConfig(calibration_rate=0.1), threshold=2.5)
     constraint.observe_episode(1e9)
-    assert constraint.threshold.item() == pytest.approx(2.5 * math.exp(-0.4))
+    assert constraint.threshold.item() == pytest.approx(2.5 * math.exp(-1.0))
+
+
+def test_rare_expensive_episodes_count_with_all_of_their_cost():
+    # One in ten costs 400: the mean is twice the aim, the median 0.
+    constraint = Constraint(ConstraintConfig(cost_limit=25.0, calibration_rate=0.02), threshold=2.5)
+    for episode in range(200):
+        constraint.observe_episode(400.0 if episode % 10 == 9 else 0.0)
+    assert constraint.threshold.item() < 0.4
 
 
 def test_without_calibration_episodes_leave_the_threshold_alone():

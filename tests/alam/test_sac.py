@@ -162,6 +162,16 @@ def test_episode_costs_reach_the_multiplier_in_the_unit_of_the_constraint(
     assert metrics["train/multiplier"].item() == pytest.approx(0.1 * expected, rel=1e-5)
 
 
+def test_episodes_calibrate_the_threshold_from_the_first_update_on():
+    agent = agent_of(constraint={"calibration_rate": 0.1})
+    nominal = agent.constraint.threshold.item()
+    agent.observe_episode_cost(50.0)
+    assert agent.constraint.threshold.item() == nominal
+    agent.update(batch_of())
+    agent.observe_episode_cost(50.0)
+    assert agent.constraint.threshold.item() == pytest.approx(nominal * math.exp(-0.15))
+
+
 def test_threshold_is_that_of_the_discounted_critic_and_zero_for_reachability():
     config = ConstraintConfig(cost_limit=25.0)
     discounted = make_constraint(config, CriticConfig(), episode_length=1000)

@@ -192,6 +192,17 @@ def test_fixed_point_under_violations_that_do_not_depend_on_the_multiplier(hinge
     assert (residual == pytest.approx(fixed_point)) == (hinge == "sample")
 
 
+@pytest.mark.parametrize("output", ["softplus", "relu"])
+def test_a_multiplier_that_long_was_zero_is_not_wound_up_below_it(output):
+    multiplier = build(
+        alam(target_hinge="mean", output=output, learning_rate=0.01, dual_target_interval=5)
+    )
+    assert settle(multiplier, lambda _: -torch.ones(4), 500) < 0.01
+    raw = multiplier.network.network(torch.zeros(1, 3)).item()
+    assert raw > -7.0  # -9 and -195 where nothing holds it
+    assert settle(multiplier, lambda _: torch.ones(4), 100) > 0.1
+
+
 @pytest.mark.parametrize(
     # Violation 1 - m -+ 2: per sample E[(1 -+ 2)_+] = 3/2 = m, where the mean violation is -1/2;
     # hinge of the mean: m = 1, where it is 0.

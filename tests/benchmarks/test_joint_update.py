@@ -50,8 +50,8 @@ CASES: dict[str, dict[str, Any]] = {
         "multiplier.initial_value": 0.7,
         "multiplier.signal": "replay",
     },
-    "algd_pid_batch_hinge": {
-        "base": "algd",
+    "sac_pid_batch_hinge": {
+        "base": "sac_alam",
         "multiplier.kind": "scalar_pid",
         "constraint.hinge": "batch",
     },
@@ -227,8 +227,10 @@ def test_episode_costs_calibrate_the_threshold_of_their_own_seed() -> None:
     together = agents_of("sac_lag", **{"constraint.calibration_rate": 0.1})
     alone = agents_of("sac_lag", **{"constraint.calibration_rate": 0.1})
     joint = join(together)
+    joint.update(batch_of(1))
+    update_alone(alone, batch_of(1))
     for agents in (together, alone):
-        agents[1].observe_episode_cost(1000.0)
+        agents[1].observe_episode_cost(100.0)
     metrics = joint.update(batch_of(0))
     for place, expected in enumerate(update_alone(alone, batch_of(0))):
         torch.testing.assert_close(metrics["train/violation"][place], expected["train/violation"])

@@ -185,7 +185,7 @@ def test_exact_scores_carry_a_point_mass_down_the_noising_process_exactly(kind, 
 @pytest.mark.parametrize("total", range(1, 25))
 def test_inference_levels_are_distinct_increasing_and_end_at_the_noisiest(total):
     for steps in range(1, total + 1):
-        config = ScheduleConfig(num_train_timesteps=total, num_inference_steps=steps)
+        config = ScheduleConfig("vp", num_train_timesteps=total, num_inference_steps=steps)
         levels = NoiseSchedule(config).inference_levels
         assert len(levels) == steps
         assert levels == sorted(set(levels))
@@ -215,7 +215,9 @@ def test_ancestral_coefficients_of_two_levels_by_hand():
     [
         ({"num_train_timesteps": 0}, "num_train_timesteps must be >= 1, got 0"),
         ({"num_inference_steps": 11}, r"num_inference_steps must be in \[1, .*10\], got 11"),
-        ({"sigma_min": 3.0}, "sigma_min < sigma_max, got 3.0 and 1.5"),
+        ({"sigma_min": 3.0}, "sigma_min <= sigma_max, got 3.0 and 1.5"),
+        ({"num_train_timesteps": 1}, "must be equal with num_train_timesteps 1, .*0.05 and 1.5"),
+        ({"sigma_min": 1.5}, "and differ with more, got num_train_timesteps 10, 1.5 and 1.5"),
         ({"beta_start": 0.5}, "beta_start <= beta_end < 1, got 0.5 and 0.02"),
         ({"kind": "vp", "sampler": "euler_sde"}, "'euler_sde' needs kind 've', got kind 'vp'"),
     ],
