@@ -73,7 +73,8 @@ def augmented_lagrangian(
 
     -q_reward + ([multiplier + penalty_coef * violation]_+^2 - multiplier^2) / (2 penalty_coef).
     Tends to the plain Lagrangian as ``penalty_coef`` -> 0 wherever the multiplier is positive, and
-    adds curvature penalty_coef * |grad violation|^2 where the hinge is active.
+    adds curvature penalty_coef * |grad violation|^2 where the hinge is active. In float32 the
+    squares cancel: energies err by some 1e-7 * multiplier^2 / penalty_coef, their slopes do not.
     """
     hinge = torch.clamp(multiplier + penalty_coef * violation, min=0.0)
     return (hinge.square() - multiplier.square()) / (2.0 * penalty_coef) - q_reward
