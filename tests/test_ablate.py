@@ -283,6 +283,11 @@ def test_samplers_are_cells_without_a_run(tmp_path: Path) -> None:
     assert 0.0 <= found.measures["tv_exact"] <= 1.0
 
 
+def test_all_cheap_settings_together_are_those_of_the_preset() -> None:
+    (together,) = (v for v in AXES["economy"].variants if v.name == "all (algd_fast)")
+    assert load_config(["algd"], together.overrides) == load_config(["algd_fast"])
+
+
 def test_cells_of_other_settings_are_refused(tmp_path: Path) -> None:
     def cells(width: int) -> list[Cell]:
         return plan_cells(
