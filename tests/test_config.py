@@ -379,7 +379,19 @@ def test_an_unknown_preset_offers_the_nearest() -> None:
         (
             {"constraint.hinge": "batch"},
             "constraint.hinge: batch needs policy.kind: gaussian; it weighs costs by the mean of "
-            "the policy's own actions, and a denoising policy asks for those of proposals",
+            "the policy's own actions, where a denoising policy asks for those of proposals and "
+            "cvpo has no penalty, got 'diffusion'",
+        ),
+        (
+            {
+                "policy.kind": "cvpo",
+                "multiplier.kind": "fixed",
+                "constraint.augmented": False,
+                "constraint.hinge": "batch",
+            },
+            "constraint.hinge: batch needs policy.kind: gaussian; it weighs costs by the mean of "
+            "the policy's own actions, where a denoising policy asks for those of proposals and "
+            "cvpo has no penalty, got 'cvpo'",
         ),
         (
             {"constraint.augmented": "no"},

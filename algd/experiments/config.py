@@ -83,11 +83,11 @@ class ExperimentConfig:
                 "multiplier.signal: episode needs critics.cost_target: discounted; reachability "
                 "bounds the risk of every state, which the costs of episodes do not measure"
             )
-        denoising = isinstance(self.policy, DiffusionPolicyConfig | ReleasePolicyConfig)
-        if self.constraint.hinge == "batch" and denoising:
+        if self.constraint.hinge == "batch" and self.policy.kind != "gaussian":
             raise ValueError(
                 "constraint.hinge: batch needs policy.kind: gaussian; it weighs costs by the mean "
-                "of the policy's own actions, and a denoising policy asks for those of proposals"
+                "of the policy's own actions, where a denoising policy asks for those of proposals "
+                f"and cvpo has no penalty, got {self.policy.kind!r}"
             )
         if isinstance(self.policy, CVPOPolicyConfig):  # what it cannot be combined with
             CVPOConfig(self.policy, self.critics, self.constraint, self.multiplier)
