@@ -3,6 +3,7 @@
     python -m tests.benchmarks.evidence keep runs/safety_gymnasium    # a small CSV per finished run
     python -m tests.benchmarks.evidence check runs/safety_gymnasium   # are they the stored ones?
     python -m tests.benchmarks.evidence table [--figures DIR]         # the README's table, figures
+    python -m tests.benchmarks.evidence late 300000 TASK PRESET OTHER # the last 100 training episodes
 
 A stored run holds, behind comment lines (its preset, commit, processor, packages and whole
 configuration), one row per evaluation and one per training episode. `check` says for every run
@@ -299,6 +300,35 @@ def table(figures: Path | None) -> int:
     return 0
 
 
+def late(steps: int, env_id: str, presets: Sequence[str], episodes: int) -> int:
+    """Print what the last training episodes of stored runs cost and return, and how two differ."""
+    print(f"last {episodes} training episodes | return | cost | over the limit")
+    values: dict[str, dict[int, np.ndarray]] = {}
+    for stored in stored_runs():
+        run, base = as_run(stored), stored.about["base"]
+        if stored.steps == steps and run.env_id == env_id and base in presets:
+            returns, costs = (run.episodes[key].values[-episodes:] for key in ("return", "cost"))
+            ends = np.array([returns.mean(), costs.mean(), (costs > run.cost_limit).mean()])
+            values.setdefault(base, {})[run.seed] = ends
+            print(f"{base}, seed {run.seed} | {ends[0]:.1f} | {ends[1]:.1f} | {ends[2]:.2f}")
+    missing = [preset for preset in presets if preset not in values]
+    if missing:
+        print(f"no stored run of {', '.join(missing)}", file=sys.stderr)
+        return 1
+    if len(presets) == 2:
+        first, second = (values[preset] for preset in presets)
+        both = sorted(first.keys() & second.keys())
+        if not both:
+            return 0  # nothing to pair
+        differences = np.stack([second[seed] - first[seed] for seed in both], axis=1)
+        cells = [
+            _interval(mean_interval([row]), digits)
+            for row, digits in zip(differences, (1, 1, 2), strict=True)
+        ]
+        print(f"{presets[1]} less {presets[0]}, {len(both)} seeds | {' | '.join(cells)}")
+    return 0
+
+
 def main() -> int:
     """Do what the command line says."""
     parser = argparse.ArgumentParser(description="The benchmark's results.")
@@ -311,7 +341,14 @@ def main() -> int:
         verb.add_argument("paths", nargs="+", type=Path, metavar="DIR")
     verb = verbs.add_parser("table", help="write the README's table from the stored runs")
     verb.add_argument("--figures", type=Path, metavar="DIR")
+    verb = verbs.add_parser("late", help="print how the last training episodes of runs went")
+    verb.add_argument("steps", type=int)
+    verb.add_argument("env_id", metavar="TASK")
+    verb.add_argument("presets", nargs="+", metavar="PRESET")
+    verb.add_argument("--episodes", type=int, default=100)
     options = parser.parse_args()
+    if options.verb == "late":
+        return late(options.steps, options.env_id, options.presets, options.episodes)
     if options.verb == "table":
         return table(options.figures)
     return {"keep": keep, "check": check}[options.verb](options.paths)

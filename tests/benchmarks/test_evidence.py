@@ -99,6 +99,39 @@ def test_budgets_have_a_table_each(
     assert "`sac_alam`" not in second
 
 
+def late_run(stored: Path, base: str, seed: int, episodes: list[tuple[float, float]]) -> None:
+    template = evidence.stored_runs()[0]
+    config = template.about["config"] | {
+        "seed": seed,
+        "train.total_steps": 3000,
+        "constraint.cost_limit": 25.0,
+    }
+    run = evidence.StoredRun(
+        template.about | {"base": base, "config": config},
+        tuple(("episode", str(i), *map(repr, pair), "") for i, pair in enumerate(episodes)),
+    )
+    (stored / run.name).parent.mkdir(exist_ok=True)
+    (stored / run.name).write_text(evidence.to_text(run))
+
+
+def test_late_training_episodes_and_how_two_presets_differ_in_them(
+    stored: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed in (0, 1):
+        late_run(stored, "fac", seed, [(-9.0, 99.0), (1.0, 20.0), (3.0 + seed, 30.0)])
+        late_run(stored, "sac", seed, [(-9.0, 99.0), (5.0, 20.0), (7.0 + seed, 20.0)])
+    assert evidence.late(3000, "AnalyticBandit1-v0", ["fac", "sac"], 2) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "fac, seed 0 | 2.0 | 25.0 | 0.50",
+        "fac, seed 1 | 2.5 | 25.0 | 0.50",
+        "sac, seed 0 | 6.0 | 20.0 | 0.00",
+        "sac, seed 1 | 6.5 | 20.0 | 0.00",
+        "sac less fac, 2 seeds | 4.0 [4.0, 4.0] | -5.0 [-5.0, -5.0] | -0.50 [-0.50, -0.50]",
+    ]
+    assert evidence.late(3000, "AnalyticBandit1-v0", ["fac", "cal"], 2) == 1
+    assert "no stored run of cal" in capsys.readouterr().err
+
+
 def test_oscillation_counts_from_the_first_third_on() -> None:
     costs = Series(np.array([0, 30, 60, 90]), np.array([500.0, 10.0, 40.0, 25.0]))
     run = RunData(Path("run"), "run", {}, {"eval/cost": costs}, {})
