@@ -3,7 +3,7 @@
     python -m tests.benchmarks.evidence keep runs/safety_gymnasium    # a small CSV per finished run
     python -m tests.benchmarks.evidence check runs/safety_gymnasium   # are they the stored ones?
     python -m tests.benchmarks.evidence table [--figures DIR]         # the README's table, figures
-    python -m tests.benchmarks.evidence late 300000 TASK PRESET OTHER # the last 100 training episodes
+    python -m tests.benchmarks.evidence late STEPS TASK PRESET OTHER  # the last training episodes
 
 A stored run holds, behind comment lines (its preset, commit, processor, packages and whole
 configuration), one row per evaluation and one per training episode. `check` says for every run
