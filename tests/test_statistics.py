@@ -16,7 +16,6 @@ from algd.analysis.run_statistics import (
     training_violations,
 )
 from algd.analysis.statistics import (
-    Interval,
     bootstrap_band,
     bootstrap_interval,
     interquartile_mean,
@@ -167,10 +166,32 @@ def test_five_runs_reach_half_way_to_students_interval() -> None:
 
 
 def test_resampling_stays_inside_the_tasks() -> None:
-    """Tasks without spread have an interval without width, however far apart they are."""
-    strata = [np.full(5, 1.0), np.full(5, 100.0)]
-    assert bootstrap_interval(strata) == Interval(50.5, 50.5, 50.5)
-    assert mean_interval(strata) == Interval(50.5, 50.5, 50.5)
+    """Tasks far apart have the interval of their spreads, which differ from that alone."""
+    near = [np.arange(5.0), np.arange(5.0)]
+    far = [near[0], near[1] + 100.0]
+    for interval in (bootstrap_interval, mean_interval):
+        assert interval(far) == pytest.approx(np.add(interval(near), 50.0))
+
+
+@pytest.mark.parametrize("runs", [2, 3, 5, 6])
+def test_runs_that_are_all_equal_tell_no_spread_and_have_no_interval(runs: int) -> None:
+    for interval in (bootstrap_interval, mean_interval):
+        estimate, low, high = interval([np.full(runs, 1.0), np.full(runs, 100.0)])
+        assert (estimate, np.isnan(low), np.isnan(high)) == (50.5, True, True)
+        one = interval([np.full(runs, 1.0), 100.0 + np.arange(runs)])
+        assert one.low < one.estimate < one.high
+    low, high = bootstrap_band([np.stack([np.zeros(runs), np.arange(runs)], axis=1)])
+    assert np.isnan([low[0], high[0]]).all()
+    assert low[1] < high[1]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.9, 1.0])
+def test_equal_shares_are_as_uncertain_as_so_many_trials(share: float) -> None:
+    _, low, high = share_interval([np.full(3, share)])
+    t2 = stats.t.ppf(0.975, 2) ** 2
+    for end in {low, high} - {share}:
+        assert (end - share) ** 2 == pytest.approx(t2 / 3 * end * (1 - end))
+    assert high - low > 0.5
 
 
 def test_every_task_counts_alike_however_many_runs_it_has() -> None:
@@ -186,7 +207,7 @@ def test_interval_is_a_function_of_its_seed() -> None:
     assert bootstrap_interval(scores, seed=3) != bootstrap_interval(scores, seed=4)
 
 
-@given(st.lists(st.floats(-1e3, 1e3), min_size=6, max_size=12))
+@given(st.lists(st.floats(-1e3, 1e3), min_size=6, max_size=12).filter(lambda x: min(x) < max(x)))
 def test_interval_holds_its_estimate_and_stays_inside_the_scores(values: list[float]) -> None:
     interval = bootstrap_interval([np.array(values)], resamples=500)
     slack = 1e-9 * max(1.0, max(map(abs, values)))
@@ -244,15 +265,32 @@ def test_share_has_wilsons_interval(successes: int, trials: int) -> None:
     assert interval[1:] == pytest.approx((expected.low, expected.high))
 
 
-def test_a_mean_of_shares_squares_and_adds_the_ends_of_wilsons_intervals() -> None:
+def test_a_mean_of_equally_many_trials_per_task_has_wilsons_interval_of_all() -> None:
     assert mean_proportion_interval([(2, 5)]) == pytest.approx(proportion_interval(2, 5))
-    (first, low, high), other = proportion_interval(2, 5), proportion_interval(10, 10)
-    estimate, below, above = mean_proportion_interval([(2, 5), (0, 0), (10, 10)])
-    assert estimate == (first + 1.0) / 2.0
-    squares = (first - low) ** 2 + (1.0 - other.low) ** 2
-    assert (2.0 * (estimate - below)) ** 2 == pytest.approx(squares)
-    assert above == pytest.approx(estimate + (high - first) / 2.0)
+    pooled = proportion_interval(12, 20)
+    assert mean_proportion_interval([(2, 10), (0, 0), (10, 10)]) == pytest.approx(pooled)
+    # Of tasks with unequally many trials, the mean of shares, with its own variance.
+    share, low, high = mean_proportion_interval([(2, 5), (10, 10)])
+    assert share == pytest.approx(0.7)
+    for end in (low, high):
+        variance = end * (1 - end) * (1 / 5 + 1 / 10) / 4
+        assert (end - share) ** 2 == pytest.approx(stats.norm.ppf(0.975) ** 2 * variance)
     assert np.isnan(mean_proportion_interval([(0, 0)])).all()
+
+
+@pytest.mark.parametrize("sizes", [(3, 3, 3, 3), (2, 2), (5, 10, 3)])
+@pytest.mark.parametrize("alike", [True, False])
+def test_intervals_of_mean_proportions_hold_the_truth_on_average_over_truths(
+    sizes: tuple[int, ...], alike: bool
+) -> None:
+    generator = np.random.default_rng(9)
+    held = 0
+    for _ in range(EXPERIMENTS):
+        truths = generator.random(1 if alike else len(sizes)) * np.ones(len(sizes))
+        counts = list(zip(generator.binomial(sizes, truths).tolist(), sizes, strict=True))
+        _, low, high = mean_proportion_interval(counts)
+        held += low <= truths.mean() <= high
+    assert 0.935 <= held / EXPERIMENTS <= 0.99
 
 
 @pytest.mark.parametrize("truths", [(0.5, 0.5), (0.9, 0.3), (0.95, 0.95, 0.5)])
@@ -341,6 +379,26 @@ def test_intervals_of_shares_hold_the_truth_where_tasks_have_unequally_many_runs
         _, low, high = share_interval(shares)
         held += low <= mean <= high
     assert held / EXPERIMENTS >= 0.93
+
+
+@pytest.mark.parametrize(
+    ("sizes", "concentrations"),
+    [((3, 3, 3, 3), (2.0, 500.0, 500.0, 500.0)), ((3, 3), (500.0, 8.0)), ((8, 3), (500.0, 2.0))],
+)
+def test_intervals_of_shares_hold_the_truth_where_spreads_differ_between_tasks(
+    sizes: tuple[int, ...], concentrations: tuple[float, ...]
+) -> None:
+    """One spread for all tasks would hold it in 68 to 89 %."""
+    generator = np.random.default_rng(10)
+    held, levels = 0, [0.3 if c < 100 else 0.04 for c in concentrations]
+    for _ in range(EXPERIMENTS):
+        shares = [
+            generator.beta(c * level, c * (1 - level), n)
+            for n, c, level in zip(sizes, concentrations, levels, strict=True)
+        ]
+        _, low, high = share_interval(shares)
+        held += low <= np.mean(levels) <= high
+    assert 0.92 <= held / EXPERIMENTS <= 0.98
 
 
 @pytest.mark.parametrize("runs", [5, 10, 20])

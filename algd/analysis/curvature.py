@@ -5,8 +5,10 @@ augmented Lagrangian (arXiv 2602.02924) adds penalty_coef * grad Qc grad Qc^T to
 plain one where its hinge is active.
 
 Beware: a network of ReLUs is piecewise linear, so its exact Hessian is zero almost everywhere and
-says nothing about its shape. For such critics pass ``step``: the Hessian is then the symmetrised
-central difference of gradients, curvature at that length scale.
+says nothing about its shape. For such critics pass ``step``: curvature is then the central
+difference of gradients over that length. The matrix of such differences tells the direction alone:
+each of its rows looks at a window of its own, so that it can be indefinite where the energy is
+convex. Along a single direction no difference of gradients is negative on a convex energy.
 """
 
 from collections.abc import Callable
@@ -16,6 +18,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+_ROUNDING = 16.0  # units in the last place
+
 Energy = Callable[[Tensor], Tensor]
 """Maps actions (B, A) to energies (B,), each row on its own."""
 
@@ -24,8 +28,8 @@ Energy = Callable[[Tensor], Tensor]
 class CurvatureComparison:
     """Curvature of two energies at the same actions, each (B,).
 
-    plain, augmented: smallest Hessian eigenvalue of either.
-    added: largest eigenvalue of the difference of the Hessians, augmented minus plain.
+    plain, augmented: smallest curvature of either, see ``smallest_curvature``.
+    added: largest curvature of their difference, augmented minus plain.
     """
 
     plain: Tensor
@@ -72,8 +76,22 @@ def energy_hessian(
 def smallest_curvature(
     energy: Energy, actions: Float[Tensor, "B A"], *, step: float | None = None
 ) -> Float[Tensor, " B"]:
-    """Return the smallest Hessian eigenvalue at each action; negative where not convex."""
-    return torch.linalg.eigvalsh(energy_hessian(energy, actions, step=step))[:, 0]
+    """Return the smallest curvature at each action; negative where not convex, 0 within rounding.
+
+    That is the smallest eigenvalue of the exact Hessian; with ``step`` the difference of gradients
+    along its eigenvector, over the length.
+
+    Args:
+        energy, actions, step: of ``energy_hessian``.
+    """
+    hessian = energy_hessian(energy, actions, step=step)
+    values, vectors = torch.linalg.eigh(hessian)
+    smallest, largest = values[:, 0], values.abs().amax(dim=1)
+    if step is not None:
+        smallest, steepest = _along(energy, actions, vectors[:, :, 0], step)
+        largest = torch.maximum(largest, steepest / step)
+    noise = _ROUNDING * torch.finfo(values.dtype).eps * largest
+    return torch.where(smallest.abs() <= noise, torch.zeros_like(smallest), smallest)
 
 
 def compare_curvature(
@@ -84,13 +102,25 @@ def compare_curvature(
     step: float | None = None,
 ) -> CurvatureComparison:
     """Compare the energies with and without augmentation at the same actions."""
-    before = energy_hessian(plain, actions, step=step)
-    after = energy_hessian(augmented, actions, step=step)
+
+    def reduced(points: Tensor) -> Tensor:
+        return plain(points) - augmented(points)
+
     return CurvatureComparison(
-        plain=torch.linalg.eigvalsh(before)[:, 0],
-        augmented=torch.linalg.eigvalsh(after)[:, 0],
-        added=torch.linalg.eigvalsh(after - before)[:, -1],
+        plain=smallest_curvature(plain, actions, step=step),
+        augmented=smallest_curvature(augmented, actions, step=step),
+        added=-smallest_curvature(reduced, actions, step=step),
     )
+
+
+def _along(
+    energy: Energy, actions: Float[Tensor, "B A"], direction: Float[Tensor, "B A"], step: float
+) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
+    """Return the curvature along unit directions, and the largest entry of the gradients there."""
+    ahead = _gradient(energy, actions + step * direction)
+    behind = _gradient(energy, actions - step * direction)
+    steepest = torch.maximum(ahead.abs(), behind.abs()).amax(dim=1)
+    return ((ahead - behind) * direction).sum(dim=1) / (2.0 * step), steepest
 
 
 def _difference_hessian(

@@ -20,12 +20,15 @@ interquartile mean: 93 to 97 % for 5, 10 and 20 runs of one task and 5 of each o
 mean: Student's interval, exact for normal scores of one task. Of several tasks Welch's: 92 to 98 %
     for normal scores whose spreads or numbers differ between tasks. No interval of finite length
     holds the mean of every law (Bahadur and Savage, 1956): of exponential ones it holds 88 % with
-    five runs.
+    five runs, of costs that are 0 in half of the runs or more 82 to 89 % with three to five.
+    Runs that are all equal tell no spread: they, and their interquartile mean, have no interval.
 mean of shares, such as violation rates: Wilson's interval with the variance between runs (a design
     effect) and Student's quantile: 94 to 96 %, where Student's own holds 90 to 94 %. Where most
     runs have none and a few have many (J-shaped, mean 6 %), five runs seldom show the few: 90 %.
+    Over several tasks whose spreads differ it is no shorter than Welch's: 93 to 96 %.
 share of runs, P(cost <= limit): Wilson's, 95 % on average over the truth; at a given truth the
-    share that n coin flips can hold is a step function (83 to 99 % for five runs).
+    share that n coin flips can hold is a step function (83 to 99 % for five runs). Over several
+    tasks 95 % where their truths are equal, 97 to 98 % where they differ.
 probability of improvement: 93 to 97 % for 5 runs of one task and of three.
 """
 
@@ -82,7 +85,7 @@ def bootstrap_interval(
         bounds: what scores can be at all; the interval is cut there.
 
     Returns:
-        The interval; its ends are NaN where no task has two runs, the estimate where none has one.
+        The interval; ends are NaN where no two runs of a task differ, the estimate without a run.
     """
     strata = _filled(strata)
     if not strata:
@@ -106,13 +109,15 @@ def bootstrap_band(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return pointwise ends (T,) of the interval for scores (n, T) that each run has T of.
 
-    Whole runs are drawn. All ends are NaN where no task has two runs.
+    Whole runs are drawn. Ends are NaN where no two runs of a task differ: that tells no spread.
     """
     _check(confidence, resamples)
     sizes = [len(scores) for scores in strata]
     if min(sizes) < _FEWEST_FOR_BOOTSTRAP:
         return _student_band(strata, confidence)
     low, high = _percentile_band(strata, confidence, resamples, seed)
+    if not (differ := _runs_differ(strata)).all():
+        low, high = np.where(differ, low, np.nan), np.where(differ, high, np.nan)
     if sizes == [_FEWEST_FOR_BOOTSTRAP]:
         further = _student_band(strata, confidence)
         low = np.minimum(low, 0.5 * (low + further[0]))
@@ -172,7 +177,7 @@ def mean_interval(
         bounds: what scores can be at all; the interval is cut there.
 
     Returns:
-        The interval; its ends are NaN where no task has two runs, the estimate where none has one.
+        The interval; ends are NaN where no two runs of a task differ, the estimate without a run.
     """
     _check(confidence, 1)
     strata = _filled(strata)
@@ -206,19 +211,22 @@ def share_interval(strata: Strata, *, confidence: float = _CONFIDENCE) -> Interv
         return Interval(share, np.nan, np.nan)
     t2 = float(stdtrit(freedom, 0.5 + 0.5 * confidence)) ** 2
     binomial = share * (1.0 - share)
-    # Of the mean, by the spread of all tasks together: three runs of 0 do not tell a spread of 0.
     inverse = sum(1.0 / len(scores) for scores in strata) / len(strata) ** 2
+    if not _runs_differ(strata):  # which tells no spread
+        return _wilson(share, t2 * inverse)
+    # Of the mean, by the spread of all tasks together: three runs of 0 do not tell a spread of 0.
     variance = sum(len(scores) * scores.var() for scores in strata) / freedom * inverse
-    # In units of p (1 - p); runs that all have 0 or all have 1 do not tell it.
-    effect = min(variance / binomial, inverse * runs / freedom) if binomial > 0 else inverse
-    return _wilson(share, t2 * effect)
+    squared = t2 * variance
+    if len(strata) > 1:  # spreads may differ between tasks
+        squared = max(squared, float(_student_half(strata, confidence)) ** 2)
+    return _wilson(share, min(squared / binomial, t2 * inverse * runs / freedom))
 
 
 def _student_half(strata: Strata, confidence: float) -> np.ndarray:
     """Return half the length of Student's interval of the mean over tasks of their means.
 
     Spreads may differ between tasks: degrees of freedom are Welch's (Satterthwaite 1946). A task of
-    one run is given the spread inside the others; NaN where no task has two.
+    one run is given the spread inside the others; NaN where no two runs of a task differ.
     """
     from scipy.special import stdtrit
 
@@ -234,9 +242,14 @@ def _student_half(strata: Strata, confidence: float) -> np.ndarray:
         parts.append(scores.var(axis=0, ddof=1) * (1.0 / len(scores) + borrowed) / len(strata) ** 2)
     variance = np.sum(parts, axis=0)
     doubt = np.sum([p**2 / (len(t) - 1) for p, t in zip(parts, told, strict=True)], axis=0)
-    # Scores that are all equal leave no doubt to divide by.
-    degrees = np.divide(variance**2, doubt, out=np.full(shape, float(freedom)), where=doubt > 0)
-    return stdtrit(degrees, 0.5 + 0.5 * confidence) * np.sqrt(variance)
+    degrees = np.divide(variance**2, doubt, out=np.full(shape, np.nan), where=doubt > 0)
+    half = stdtrit(degrees, 0.5 + 0.5 * confidence) * np.sqrt(variance)
+    return np.where(_runs_differ(strata), half, np.nan)
+
+
+def _runs_differ(strata: Strata) -> np.ndarray:
+    """Say where two runs of some task differ."""
+    return np.any([scores.min(axis=0) < scores.max(axis=0) for scores in strata], axis=0)
 
 
 def proportion_interval(
@@ -254,7 +267,9 @@ def proportion_interval(
 def mean_proportion_interval(
     counts: Sequence[tuple[int, int]], *, confidence: float = _CONFIDENCE
 ) -> Interval:
-    """Return the mean of several shares; ends are Wilson's, squared and added (Newcombe 1998).
+    """Return the mean of several shares with Wilson's interval for the mean of so many trials.
+
+    As if all shares had one truth: where truths differ the mean varies less.
 
     Args:
         counts: successes and trials of each; those without trials are passed over.
@@ -264,9 +279,8 @@ def mean_proportion_interval(
     if not ends:
         return UNKNOWN
     share = float(np.mean([end.estimate for end in ends]))
-    below = np.linalg.norm([end.estimate - end.low for end in ends]) / len(ends)
-    above = np.linalg.norm([end.high - end.estimate for end in ends]) / len(ends)
-    return Interval(share, float(share - below), float(share + above))
+    inverse = sum(1.0 / trials for _, trials in counts if trials) / len(ends) ** 2
+    return _wilson(share, _normal_quantile(confidence) ** 2 * inverse)
 
 
 def _wilson(share: float, k: float) -> Interval:

@@ -73,6 +73,31 @@ def test_one_dimensional_augmentation_makes_a_concave_energy_convex():
     assert found.convex_shares == pytest.approx((0.0, 2 / 3))
 
 
+@pytest.mark.parametrize("dim", [2, 6])
+def test_convex_energies_with_kinks_are_convex_at_a_length_scale(dim):
+    generator = torch.Generator().manual_seed(0)
+    slopes = torch.randn(64, dim, generator=generator)
+    offsets = 0.5 * torch.randn(64, generator=generator)
+
+    def energy(a):
+        return torch.relu(a @ slopes.T + offsets).mean(-1)
+
+    actions = 2 * torch.rand(512, dim, generator=generator) - 1
+    hessians = energy_hessian(energy, actions, step=0.05)
+    assert (torch.linalg.eigvalsh(hessians)[:, 0] < -1e-3).any()  # what a matrix would tell
+    assert (smallest_curvature(energy, actions, step=0.05) >= 0).all()
+    assert (smallest_curvature(lambda a: -energy(a), actions, step=0.05) < 0).any()
+
+
+@pytest.mark.parametrize("step", [None, 0.05])
+def test_an_eigenvalue_of_zero_does_not_turn_negative_by_rounding(step):
+    generator = torch.Generator().manual_seed(0)
+    slope = torch.randn(6, generator=generator)
+    actions = 2 * torch.rand(512, 6, generator=generator) - 1
+    found = smallest_curvature(lambda a: (a @ slope) ** 2, actions, step=step)
+    assert (found == 0).all()
+
+
 def test_relu_energy_is_flat_exactly_but_curved_at_a_length_scale():
     def energy(a):
         return torch.relu(a).sum(-1)

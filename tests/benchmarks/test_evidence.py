@@ -119,14 +119,14 @@ def test_late_training_episodes_and_how_two_presets_differ_in_them(
 ) -> None:
     for seed in (0, 1):
         late_run(stored, "fac", seed, [(-9.0, 99.0), (1.0, 20.0), (3.0 + seed, 30.0)])
-        late_run(stored, "sac", seed, [(-9.0, 99.0), (5.0, 20.0), (7.0 + seed, 20.0)])
+        late_run(stored, "sac", seed, [(-9.0, 99.0), (5.0, 20.0), (7.0 - seed, 20.0 + seed)])
     assert evidence.late(3000, "AnalyticBandit1-v0", ["fac", "sac"], 2) == 0
     assert capsys.readouterr().out.splitlines()[1:] == [
         "fac, seed 0 | 2.0 | 25.0 | 0.50",
         "fac, seed 1 | 2.5 | 25.0 | 0.50",
         "sac, seed 0 | 6.0 | 20.0 | 0.00",
-        "sac, seed 1 | 6.5 | 20.0 | 0.00",
-        "sac less fac, 2 seeds | 4.0 [4.0, 4.0] | -5.0 [-5.0, -5.0] | -0.50 [-0.50, -0.50]",
+        "sac, seed 1 | 5.5 | 20.5 | 0.00",
+        "sac less fac, 2 seeds | 3.5 [-2.9, 9.9] | -4.8 [-7.9, -1.6] | -0.50",
     ]
     assert evidence.late(3000, "AnalyticBandit1-v0", ["fac", "cal"], 2) == 1
     assert "no stored run of cal" in capsys.readouterr().err
