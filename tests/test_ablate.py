@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -72,6 +73,26 @@ def test_the_markdown_names_every_claim_and_its_winners() -> None:
     assert "better conditioned than off" in text
     assert "better: on (+2 [" in text
     assert "Claim: violates less than off\n  - not measured on these tasks" in text
+
+
+def test_what_failed_is_told_where_the_means_are() -> None:
+    results = [result("off", k, {"cost": 1.0 + k}) for k in range(3)]
+    results.append(result("on", 0, {"cost": 2.0}))
+    failed = [replace(result("on", k, {}), error="diverged") for k in (1, 2)]
+    failed.append(replace(result("on", 0, {}, task="two"), error="diverged, too"))
+    results.append(result("off", 0, {"cost": 4.0}, task="two"))
+    text = markdown(PAIR, tabulate(PAIR, [*results, *failed]), failed)
+    assert re.search(r"\| cost \(per episode\) \| 2 \[0, .*\] \| 2 \(n = 1\) \|", text)
+    assert "- one, on, seed 2: diverged\n" in text
+    assert "| measure | off | on |\n|---|---|---|\n| cost (per episode) | 4 |  |" in text
+
+
+def test_shares_of_seeds_that_agree_have_wilsons_interval() -> None:
+    (row,) = tabulate(PAIR, [result("off", k, {"violations": 0.0}) for k in range(3)])
+    assert row.value[:2] == (0.0, 0.0)
+    assert row.value.high > 0.5
+    (row,) = tabulate(PAIR, [result("off", k, {"auroc": 0.5}) for k in range(3)])
+    assert math.isnan(row.value.low)
 
 
 def test_the_csv_reads_back(tmp_path: Path) -> None:

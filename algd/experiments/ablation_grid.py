@@ -65,15 +65,12 @@ def ablate(
     results = run_cells(cells, jobs=jobs, updates=axis.updates, say=say)
     rows = tabulate(axis, results)
     write_csv(rows, directory / "table.csv")
-    text = markdown(axis, rows)
+    text = markdown(axis, rows, [result for result in results if result.error])
     (directory / "table.md").write_text(text, encoding="utf-8")
     figures = draw_ablation(axis, rows, directory)
     if axis.name == "estimator":
         figures += _score_errors(directory, _sampler_dims(tasks))
     say(text)
-    for result in results:
-        if result.error:
-            say(f"failed: {result.cell.directory}: {result.error}")
     say(f"table.csv, table.md and {len(figures)} figures: {directory}")
     return results
 

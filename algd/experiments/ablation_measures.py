@@ -47,41 +47,49 @@ _MIN_ISLAND_SHARE = 0.1  # of the samples, for an island to count as held
 
 @dataclass(frozen=True)
 class Measure:
-    """name: key. label: heading with its unit. better: which way. ends: of its range."""
+    """name: key. label: heading with its unit. better: which way. ends: of its range.
+
+    is_share: counts how many of some trials did something.
+    """
 
     name: str
     label: str
     better: Literal["higher", "lower", "neither"]
     ends: tuple[float, float] = (-math.inf, math.inf)
+    is_share: bool = False
 
 
-_SHARE, _POSITIVE = (0.0, 1.0), (0.0, math.inf)
+_UNIT, _POSITIVE = (0.0, 1.0), (0.0, math.inf)
+
+
+def _share(name: str, label: str, better: Literal["higher", "lower"]) -> Measure:
+    return Measure(name, label, better, _UNIT, is_share=True)
 
 
 MEASURES: tuple[Measure, ...] = (
     Measure("curvature", "smallest Hessian eigenvalue (reward/action²)", "higher"),
     Measure("curvature_plain", "the same without augmentation", "neither"),
-    Measure("convex", "convex share of the box", "higher", _SHARE),
-    Measure("tv_law", "TV to the law of the learnt energy", "lower", _SHARE),
-    Measure("tv_exact", "TV to the exact law", "lower", _SHARE),
+    _share("convex", "convex share of the box", "higher"),
+    Measure("tv_law", "TV to the law of the learnt energy", "lower", _UNIT),
+    Measure("tv_exact", "TV to the exact law", "lower", _UNIT),
     Measure("w1_exact", "W1 to the exact law (action)", "lower", _POSITIVE),
     Measure("multiplier_l1", "multiplier, relative L1 at its temperature", "lower", _POSITIVE),
     Measure("multiplier_hard_l1", "multiplier, relative L1 to λ*(s)", "lower", _POSITIVE),
     Measure("slackness", "slackness residual (reward)", "lower", _POSITIVE),
     Measure("multiplier_tv", "multiplier oscillation (per 1,000 updates)", "lower", _POSITIVE),
     Measure("cost_tv", "cost oscillation (cost per 1,000 updates)", "lower", _POSITIVE),
-    Measure("excess", "excess cost (of the limit)", "lower", _POSITIVE),
-    Measure("violations", "episodes over the limit", "lower", _SHARE),
-    Measure("training_violations", "episodes over the limit in training", "lower", _SHARE),
+    Measure("excess", "cost over the limit, mean of states (of it)", "lower", _POSITIVE),
+    _share("violations", "episodes over the limit", "lower"),
+    _share("training_violations", "episodes over the limit in training", "lower"),
     Measure("return", "return (reward per episode)", "higher"),
     Measure("of_optimum", "return, share of the safe optimum", "higher"),
     Measure("mode_of_optimum", "the same, deterministic policy", "higher"),
-    Measure("mode_violations", "deterministic episodes over the limit", "lower", _SHARE),
-    Measure("best_passage", "episodes through the passage of the optimum", "higher", _SHARE),
+    _share("mode_violations", "deterministic episodes over the limit", "lower"),
+    _share("best_passage", "episodes through the passage of the optimum", "higher"),
     Measure("cost", "cost (per episode)", "neither", _POSITIVE),
-    Measure("both_islands", "states holding both islands", "higher", _SHARE),
-    Measure("infeasible", "infeasible samples", "lower", _SHARE),
-    Measure("auroc", "AUROC of the multiplier, uniform actions", "higher", _SHARE),
+    _share("both_islands", "states holding both islands", "higher"),
+    _share("infeasible", "infeasible samples", "lower"),
+    Measure("auroc", "AUROC of the multiplier, uniform actions", "higher", _UNIT),
     Measure("cpu_seconds", "training (CPU s)", "lower", _POSITIVE),
 )
 
@@ -227,6 +235,6 @@ def _islands(loaded: LoadedPolicy, probe: AgentEnergy) -> dict[str, float]:
         feasible = task.feasible(state, samples)
         left = (feasible & (samples[:, 0] < 0)).mean()
         right = (feasible & (samples[:, 0] > 0)).mean()
-        held.append(min(left, right) >= _MIN_ISLAND_SHARE)
+        held.append(min(left, right) >= _MIN_ISLAND_UNIT)
         outside.append(1.0 - feasible.mean())
     return {"both_islands": float(np.mean(held)), "infeasible": float(np.mean(outside))}

@@ -1,8 +1,8 @@
 """The table of an ablation: means with 95 % intervals, and differences from a reference.
 
 In: results of cells. Out: rows in long form, a CSV, Markdown that also serves the console, and
-verdicts on the claims made of the augmented energy. Intervals are Student's over seeds; differences
-are paired by seed. No correction is made for looking at many of them.
+verdicts on the claims made of the augmented energy. Intervals over seeds are Student's, of shares
+Wilson's; differences are paired by seed. No correction is made for looking at many of them.
 """
 
 import csv
@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 
-from algd.analysis.statistics import Interval, mean_interval
+from algd.analysis.statistics import Interval, mean_interval, share_interval
 from algd.experiments.ablation import Axis
 from algd.experiments.ablation_measures import CLAIMS, MEASURES, Measure
 from algd.experiments.ablation_run import CellResult
@@ -76,7 +76,9 @@ def tabulate(axis: Axis, results: Sequence[CellResult]) -> list[Row]:
                         variant.name,
                         measure,
                         len(scores),
-                        mean_interval([scores], bounds=measure.ends),
+                        share_interval([scores])
+                        if measure.is_share
+                        else mean_interval([scores], bounds=measure.ends),
                         len(pairs),
                         difference,
                         "reference" if own else _verdict(measure, difference),
@@ -103,21 +105,32 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
             )
 
 
-def markdown(axis: Axis, rows: Sequence[Row]) -> str:
-    """Return a table per task and the verdicts; bold differs from the reference."""
+def markdown(axis: Axis, rows: Sequence[Row], failed: Sequence[CellResult] = ()) -> str:
+    """Return a table per task, what failed, and the verdicts; bold differs from the reference."""
     lines = [
         f"# Ablation: {axis.name}",
         "",
         axis.question,
         "",
-        f"Mean and 95 % interval (Student) over seeds. Reference: {axis.reference}. "
+        f"Mean and 95 % interval over seeds. Reference: {axis.reference}. "
         "**Bold**: the paired difference from the reference excludes 0 (no correction for many "
         "comparisons); (+) better, (-) worse.",
     ]
+    missing = {(result.cell.task.name, result.cell.variant.name) for result in failed}
     for task in dict.fromkeys(row.task for row in rows):
-        lines += ["", f"## {task}", "", *_task_table(axis, [r for r in rows if r.task == task])]
+        empty = {variant for name, variant in missing if name == task}
+        here = [row for row in rows if row.task == task]
+        lines += ["", f"## {task}", "", *_task_table(axis, here, empty)]
+    if failed:
+        lines += ["", "## Failed, and so in no mean above", "", *map(failure_line, failed)]
     lines += ["", "## Verdicts", "", *verdict_lines(axis, rows)]
     return "\n".join(lines) + "\n"
+
+
+def failure_line(result: CellResult) -> str:
+    """Say which cell failed, and why."""
+    cell = result.cell
+    return f"- {cell.task.name}, {cell.variant.name}, seed {cell.seed}: {result.error}"
 
 
 def verdict_lines(axis: Axis, rows: Sequence[Row]) -> list[str]:
@@ -140,26 +153,31 @@ def verdict_lines(axis: Axis, rows: Sequence[Row]) -> list[str]:
     return lines
 
 
-def _task_table(axis: Axis, rows: list[Row]) -> list[str]:
+def _task_table(axis: Axis, rows: list[Row], empty: set[str]) -> list[str]:
+    """Return a task's table; variants of ``empty`` have a column though nothing be measured."""
     measures = list(dict.fromkeys(row.measure for row in rows))
-    variants = [v.name for v in axis.variants if any(row.variant == v.name for row in rows)]
+    told = empty | {row.variant for row in rows}
+    variants = [variant.name for variant in axis.variants if variant.name in told]
     cells = {(row.variant, row.measure): row for row in rows}
+    most = max(row.num_seeds for row in rows)
     header = ["measure", *variants]
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     for measure in measures:
         texts = [
-            _cell_text(cells[variant, measure]) if (variant, measure) in cells else ""
+            _cell_text(cells[variant, measure], most) if (variant, measure) in cells else ""
             for variant in variants
         ]
         lines.append("| " + " | ".join([measure.label, *texts]) + " |")
     return lines
 
 
-def _cell_text(row: Row) -> str:
+def _cell_text(row: Row, most_seeds: int) -> str:
     value = row.value
     text = f"{value.estimate:.3g}"
     if not math.isnan(value.low):
         text += f" [{value.low:.3g}, {value.high:.3g}]"
+    if row.num_seeds < most_seeds:
+        text += f" (n = {row.num_seeds})"
     mark = {"better": " (+)", "worse": " (-)"}.get(row.verdict)
     return text if mark is None else f"**{text}**{mark}"
 
@@ -173,8 +191,8 @@ def _difference_text(row: Row) -> str:
 
 
 def _verdict(measure: Measure, difference: Interval) -> Verdict:
-    if math.isnan(difference.low):
-        return "unknown"
+    if math.isnan(difference.low):  # one seed, or all of them differ alike
+        return "no difference" if difference.estimate == 0.0 else "unknown"
     if difference.low <= 0.0 <= difference.high or measure.better == "neither":
         return "no difference"
     return "better" if (difference.estimate > 0) == (measure.better == "higher") else "worse"

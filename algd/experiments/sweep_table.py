@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from algd.analysis.statistics import UNKNOWN, Interval, mean_interval
+from algd.analysis.statistics import UNKNOWN, Interval, mean_interval, share_interval
 from algd.errors import ConfigError
 from algd.experiments.run_data import RunData, read_runs
 from algd.experiments.schema import did_you_mean, nearest
@@ -24,7 +24,8 @@ from algd.training.durable_files import replace_durably
 from algd.training.evaluation import EvaluationResult
 
 _EVALUATION = ("eval/return", "eval/cost", "eval/violation_rate")
-_BOUNDS = {"eval/cost": (0.0, math.inf), "eval/violation_rate": (0.0, 1.0)}
+_SHARE = "eval/violation_rate"
+_BOUNDS = {"eval/cost": (0.0, math.inf)}
 _NO_BOUNDS = (-math.inf, math.inf)
 _SHOWN_NAMES = 12  # of the metrics that runs log
 
@@ -111,7 +112,9 @@ def make_table(plan: SweepPlan) -> SweepTable:
         mine = [trial for trial in plan.trials if trial.setting == number]
         done = [runs[trial.run_dir] for trial in mine if trial.run_dir in runs]
         estimates = {
-            name: mean_interval([np.array(values)], bounds=_BOUNDS.get(name, _NO_BOUNDS))
+            name: share_interval([np.array(values)])
+            if name == _SHARE
+            else mean_interval([np.array(values)], bounds=_BOUNDS.get(name, _NO_BOUNDS))
             for name in metrics
             if (values := last_values(done, name))
         }
