@@ -5,6 +5,7 @@ cost. Out: `CostEnv`, which rescales actions to the environment's box and checks
 """
 
 import atexit
+import copy
 import math
 import traceback
 import weakref
@@ -25,6 +26,9 @@ HOW_TO_GIVE_COST = (
     'put a number >= 0 into info["cost"] at every step, or set env.cost_fn to "module:function", '
     "called as cost_fn(obs, action, next_obs, info)"
 )
+
+
+_LARGEST = float(np.finfo(np.float32).max)  # what a replay row holds
 
 
 class CostEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
@@ -95,7 +99,7 @@ class CostEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
             observation, info = self._env.reset(seed=seed, options=options)
         except Exception as error:
             raise self._failure("reset", error) from error
-        self._raw_observation = observation
+        self._remember(observation)
         return self._checked_observation(observation), info
 
     def step(
@@ -119,8 +123,9 @@ class CostEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
         scaled = self._center + self._half_range * action if self._rescales else action
         scaled = np.minimum(np.maximum(scaled, self._low), self._high)  # half of clip's time
         scaled = scaled.astype(self.original_action_space.dtype, copy=False)
+        taken = scaled if self._cost_fn is None else scaled.copy()  # an environment may write to it
         try:
-            raw, reward, terminated, truncated, info = self._env.step(scaled)
+            raw, reward, terminated, truncated, info = self._env.step(taken)
         except Exception as error:
             raise self._failure("step", error) from error
         observation = self._checked_observation(raw)
@@ -128,9 +133,11 @@ class CostEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
         cost = self._checked_scalar("cost", self._cost(scaled, raw, info))
         if cost < 0.0:
             raise self._fault(f"the cost is {cost}", "a cost is a number >= 0")
-        info["cost"] = cost
-        self._raw_observation = raw
-        return observation, reward, bool(terminated), bool(truncated), info
+        info = {**info, "cost": cost}
+        self._remember(raw)
+        ended = self._checked_flag("terminated", terminated)
+        cut = self._checked_flag("truncated", truncated)
+        return observation, reward, ended, cut, info
 
     def render(self) -> NDArray[np.uint8]:
         """Return an RGB frame (height, width, 3); needs `render_mode="rgb_array"`.
@@ -153,7 +160,14 @@ class CostEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
         """Close the environment; a second call does nothing more."""
         self._env.close()
 
-    def _cost(self, action: NDArray[Any], next_raw: Any, info: Mapping[str, Any]) -> Any:
+    def _remember(self, raw: Any) -> None:
+        """Keep an observation for ``env.cost_fn``; the environment may go on writing to its own."""
+        if self._cost_fn is not None:
+            self._raw_observation = copy.deepcopy(raw)
+
+    def _cost(self, action: NDArray[Any], next_raw: Any, info: Any) -> Any:
+        if not isinstance(info, Mapping):
+            raise self._fault(f"info is {_shown(info)}", "it must be a mapping")
         if self._cost_fn is None:
             if "cost" not in info:
                 raise self._fault("there is no cost", HOW_TO_GIVE_COST)
@@ -164,8 +178,11 @@ class CostEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
             raise self._failure("env.cost_fn", error) from error
 
     def _checked_observation(self, raw: Any) -> NDArray[np.float32]:
-        with np.errstate(over="ignore"):  # beyond float32 is infinite, which is reported below
-            observation = np.array(raw, dtype=np.float32)
+        try:
+            with np.errstate(over="ignore"):  # beyond float32 is infinite, which is reported below
+                observation = np.array(raw, dtype=np.float32)
+        except (TypeError, ValueError) as error:
+            raise self._fault(f"the observation is {_shown(raw)}", "it must be numbers") from error
         if observation.shape != self.observation_space.shape:
             raise self._fault(
                 f"the observation has shape {observation.shape}, "
@@ -180,10 +197,19 @@ class CostEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
         try:
             number = float(value)
         except (TypeError, ValueError) as error:
-            raise self._fault(f"the {quantity} is {value!r}; it must be one number") from error
-        if not math.isfinite(number):
-            raise self._fault(f"the {quantity} is {number}")
+            raise self._fault(
+                f"the {quantity} is {_shown(value)}", "it must be one number"
+            ) from error
+        if not abs(number) <= _LARGEST:
+            beyond = "which float32 does not hold" if math.isfinite(number) else ""
+            raise self._fault(f"the {quantity} is {number}", beyond)
         return number
+
+    def _checked_flag(self, name: str, value: Any) -> bool:
+        try:
+            return bool(value)
+        except (TypeError, ValueError) as error:
+            raise self._fault(f"{name} is {_shown(value)}", "it must be true or false") from error
 
     def _fault(self, what: str, remedy: str = "") -> EnvironmentFault:
         where = f"at step {self._steps} of the episode with seed {self._seed}"
@@ -195,6 +221,10 @@ class CostEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
         text = " ".join(str(error).split())
         fault = self._fault(f"{call} raised {type(error).__name__}: {text}{where}")
         return EnvironmentCrash(str(fault)) if call in ("reset", "step") else fault
+
+
+def _shown(value: object) -> str:
+    return " ".join(repr(value).split())[:80]
 
 
 def _all_finite(values: NDArray[Any]) -> bool:
@@ -231,5 +261,10 @@ def _bounded_action_space(env_id: str, space: gymnasium.Space[Any]) -> Box:
         raise EnvironmentFault(
             f"{env_id}: action bounds must be finite, since the policy acts in [-1, 1], "
             f"got {space}; wrap it in gymnasium.wrappers.RescaleAction or give it bounds"
+        )
+    if not np.issubdtype(space.dtype, np.floating):
+        raise EnvironmentFault(
+            f"{env_id}: actions must be real numbers, a Box of floats, got {space}, whose integers "
+            "would be real actions cut off"
         )
     return space

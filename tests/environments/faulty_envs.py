@@ -102,6 +102,43 @@ class WarningEnv(CountingEnv):
         return super().step(action)
 
 
+class InPlaceEnv(CountingEnv):
+    """Returns one array that it goes on writing to, and writes to the action it is given."""
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        self.state, info = super().reset(seed=seed)
+        return self.state, info
+
+    def step(self, action: Any) -> Any:
+        observation, *rest = super().step(action.copy())
+        action += 100.0
+        self.state[:] = observation
+        return self.state, *rest
+
+
+class MalformedEnv(CountingEnv):
+    """Returns `value` in place of `bad`: observation, reward, terminated, truncated, info."""
+
+    def step(self, action: Any) -> Any:
+        told = dict(
+            zip(
+                ("observation", "reward", "terminated", "truncated", "info"),
+                super().step(action),
+                strict=True,
+            )
+        )
+        return tuple((told | {self.malformed: self.instead}).values())
+
+    def __init__(self, malformed: str = "reward", instead: Any = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.malformed, self.instead = malformed, instead
+
+
+def distance_and_force(obs: Any, action: Any, next_obs: Any, info: Any) -> float:
+    """Pay for the way from one observation to the next, and for the action."""
+    return float(np.abs(next_obs - obs).sum() + np.abs(action).sum())
+
+
 def pendulum_cost(obs: Any, action: Any, next_obs: Any, info: Any) -> float:
     """Pay for torque above 1, measured in the environment's own units."""
     return float(abs(action[0]) > 1.0)
@@ -120,6 +157,7 @@ for name, kwargs in {
     "DictObservation-v0": {"observation_space": Dict({"speed": _FLAT, "pose": _FLAT})},
     "ImageObservation-v0": {"observation_space": Box(0, 255, (8, 8, 3), np.uint8)},
     "DiscreteAction-v0": {"action_space": Discrete(3)},
+    "IntegerAction-v0": {"action_space": Box(-2, 2, (2,), np.int64)},
     "InfiniteAction-v0": {"action_space": Box(-np.inf, np.inf, (2,), np.float32)},
 }.items():
     if name not in gymnasium.registry:
@@ -130,6 +168,8 @@ for name, entry, steps in (
     ("Unlucky-v0", "UnluckyEnv", HORIZON),
     ("OutOfBounds-v0", "OutOfBoundsEnv", HORIZON),
     ("Warning-v0", "WarningEnv", HORIZON),
+    ("InPlace-v0", "InPlaceEnv", HORIZON),
+    ("Malformed-v0", "MalformedEnv", HORIZON),
     ("Endless-v0", "CountingEnv", None),
 ):
     if name not in gymnasium.registry:

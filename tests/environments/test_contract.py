@@ -1,6 +1,7 @@
 """What `CostEnv` promises: rescaled actions, checked numbers, required seeds, honest endings."""
 
 import math
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -83,6 +84,53 @@ def test_an_observation_beyond_float32_counts_as_infinite():
     env.step(np.zeros(2, np.float32))
     with pytest.raises(EnvironmentFault, match="the observation is inf at index 1"):
         env.step(np.zeros(2, np.float32))
+
+
+@pytest.mark.parametrize("quantity", ["reward", "cost"])
+def test_a_number_beyond_float32_is_refused_as_what_it_is(quantity):
+    env = counting(bad=quantity, value=1e39, at=2)
+    env.reset(seed=0)
+    env.step(np.zeros(2, np.float32))
+    message = rf"the {quantity} is 1e\+39 at step 2 .*; which float32 does not hold"
+    with pytest.raises(EnvironmentFault, match=message):
+        env.step(np.zeros(2, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("malformed", "instead", "message"),
+    [
+        ("observation", {"a": 1.0}, r"the observation is \{'a': 1.0\}; it must be numbers"),
+        ("observation", [[1.0], [1.0, 2.0]], r"the observation is \[.*; it must be numbers"),
+        ("observation", "up", "the observation is 'up'; it must be numbers"),
+        ("reward", [1.0, 2.0], r"the reward is \[1.0, 2.0\]; it must be one number"),
+        ("terminated", np.zeros(2, bool), r"terminated is array.*; it must be true or false"),
+        ("truncated", np.zeros(2, bool), r"truncated is array.*; it must be true or false"),
+        ("info", None, "info is None; it must be a mapping"),
+    ],
+)
+def test_what_is_not_of_gymnasiums_types_is_named(malformed, instead, message):
+    kwargs = {"malformed": malformed, "instead": instead}
+    with pytest.raises(EnvironmentFault, match=message.replace("; ", " at step 1 .*; ")) as caught:
+        make_env(EnvConfig(id="environments.faulty_envs:Malformed-v0", kwargs=kwargs))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_info_that_cannot_be_written_to_is_read():
+    told = MappingProxyType({"cost": 0.25, "more": 1})
+    kwargs = {"malformed": "info", "instead": told}
+    env = make_env(EnvConfig(id="environments.faulty_envs:Malformed-v0", kwargs=kwargs))
+    env.reset(seed=0)
+    assert env.step(np.zeros(2, np.float32))[4] == {"cost": 0.25, "more": 1}
+
+
+def test_cost_fn_sees_what_was_even_where_the_environment_writes_over_it():
+    cost_fn = "environments.faulty_envs:distance_and_force"
+    costs = []
+    for name in ("Counting-v0", "InPlace-v0"):
+        env = make_env(EnvConfig(id=f"environments.faulty_envs:{name}", cost_fn=cost_fn))
+        env.reset(seed=0)
+        costs.append([env.step(np.array([0.5, 0.0], np.float32))[4]["cost"] for _ in range(3)])
+    assert costs[0] == costs[1] == [1.0 + 1.0 + 5.0] * 3
 
 
 def test_a_negative_cost_is_refused():

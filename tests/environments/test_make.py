@@ -50,6 +50,7 @@ def test_an_id_that_cannot_be_made_is_one_line_with_the_nearest(env_id, message)
         ("DictObservation-v0", r"flat vector.*a Dict with the keys \['pose', 'speed'\]"),
         ("ImageObservation-v0", r"flat vector.*an image of shape \(8, 8, 3\)"),
         ("DiscreteAction-v0", r"must be continuous.*Discrete\(3\)"),
+        ("IntegerAction-v0", r"must be real numbers, a Box of floats, got .*int64"),
         ("InfiniteAction-v0", r"bounds must be finite"),
         ("Endless-v0", r"no time limit.*set env\.max_episode_steps"),
     ],
