@@ -23,7 +23,7 @@ from algd.experiments import cli, doctor
 from algd.experiments.arguments import Override, split_overrides
 from algd.experiments.cli import _VERBS, main
 from algd.experiments.config import ExperimentConfig, dump_yaml, load_config
-from algd.experiments.verbs.train import default_run_dir
+from algd.experiments.verbs.train import reserve_run_dir
 from algd.experiments.yaml_files import list_presets, parse_yaml
 from algd.training import evaluation, trainer
 from algd.training.stopping import Interrupted
@@ -221,8 +221,9 @@ def to_policy(config: ExperimentConfig) -> dict[str, Any]:
 
 
 def test_default_run_dir_names_environment_policy_multiplier_seed_and_time(
-    trained: list[tuple[ExperimentConfig, Path]],
+    trained: list[tuple[ExperimentConfig, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     before = time.strftime("%Y%m%d-%H%M%S")
     assert main(["train", "sac", "--env.id=my_module:My/Env-v0", "--seed=7"]) == 0
     run_dir = trained[0][1]
@@ -232,15 +233,25 @@ def test_default_run_dir_names_environment_policy_multiplier_seed_and_time(
     assert before <= run_dir.name.removeprefix(stem) <= time.strftime("%Y%m%d-%H%M%S")
 
 
-def test_default_run_dir_is_never_one_that_exists(
+def test_default_run_dir_is_made_at_once_and_never_one_that_exists(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(time, "strftime", lambda form: "NOW")
     config = ExperimentConfig()
-    first = default_run_dir(config, root=tmp_path)
-    first.mkdir()
-    second = default_run_dir(config, root=tmp_path)
-    assert second.name == f"{first.name}-2"
+    first, second, third = (reserve_run_dir(config, root=tmp_path) for _ in range(3))
+    assert [second.name, third.name] == [f"{first.name}-2", f"{first.name}-3"]
+    assert first.is_dir()
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    assert not reserve_run_dir(config, root=tmp_path / "link").exists()
+
+
+def test_a_run_that_does_not_start_leaves_no_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "sac", "--env.id=Nowhere-v0"]) == 2
+    assert "Nowhere-v0" in capsys.readouterr().err
+    assert list((tmp_path / "runs").iterdir()) == []
 
 
 @pytest.mark.parametrize(

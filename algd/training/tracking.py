@@ -84,6 +84,7 @@ class Tracker:
         total_steps, cost_limit: shown by the progress line.
         run_id: of the W&B run; drawn when None. A resumed run keeps the id it had.
         resume_step: env step of the checkpoint that the run continues from, None for a new run.
+        last_recorded: env step of that checkpoint's last rows; less where a stop came before them.
         keep_refused_rows: hold rows that the disk refuses in memory until it takes them.
         progress_label: begins the progress line.
 
@@ -102,21 +103,27 @@ class Tracker:
         cost_limit: float,
         run_id: str | None = None,
         resume_step: int | None = None,
+        last_recorded: int | None = None,
         keep_refused_rows: bool = False,
         progress_label: str = "",
     ) -> None:
         self.config = config
 
-        def table(name: str) -> CsvTable:
-            path = run_dir / name
-            return CsvTable(path, resume_step=resume_step, keep_refused=keep_refused_rows)
+        # Rows of the step itself are made again where the checkpoint does not know of them.
+        rows_step = resume_step
+        if resume_step is not None and last_recorded is not None and last_recorded < resume_step:
+            rows_step = resume_step - 1
 
-        self._metrics = table("metrics.csv")
-        self._timing = table("timing.csv")
-        self._episodes = table("episodes.csv")
-        self._evaluations = table("evaluations.csv")
-        histograms = table("histograms.csv")
-        self._media = MediaJournal(histograms, run_dir / "pictures", resume_step=resume_step)
+        def table(name: str, last_step: int | None) -> CsvTable:
+            path = run_dir / name
+            return CsvTable(path, resume_step=last_step, keep_refused=keep_refused_rows)
+
+        self._metrics = table("metrics.csv", rows_step)
+        self._timing = table("timing.csv", rows_step)
+        self._episodes = table("episodes.csv", resume_step)
+        self._evaluations = table("evaluations.csv", rows_step)
+        histograms = table("histograms.csv", rows_step)
+        self._media = MediaJournal(histograms, run_dir / "pictures", resume_step=rows_step)
         self._tables = (self._metrics, self._timing, self._episodes, self._evaluations, histograms)
         self._newest_step = max(resume_step or 0, 0)
         self._progress = Progress(
@@ -128,7 +135,7 @@ class Tracker:
         self._times_to_send: dict[str, float] = {}
         self._multiplier: float | None = None
         self._newest_checkpoint: tuple[Path, int] | None = None
-        self._events = _open_tensorboard(run_dir, resume_step) if config.tensorboard else None
+        self._events = _open_tensorboard(run_dir, rows_step) if config.tensorboard else None
         self._wandb: WandbRun | None = None
         mode = choose_mode(config.wandb)
         if mode != "disabled":

@@ -169,6 +169,7 @@ class Trainer:
                 total_steps=config.train.total_steps,
                 cost_limit=config.constraint.cost_limit,
                 resume_step=None if new else start,
+                last_recorded=self.last_recorded,
                 keep_refused_rows=config.train.on_save_error == "continue",
                 progress_label=self._progress_label,
             )
@@ -334,11 +335,13 @@ class Trainer:
 
     def _record_and_save_if_due(self) -> None:
         """Write rows and a checkpoint where due; safe to repeat after a resume."""
-        if self.last_recorded < self.env_step:
+        rows_are_new = self.last_recorded < self.env_step
+        if rows_are_new:
             record_row(self)
             self.last_recorded = self.env_step
         save_due = self.env_step > 0 and self.due(self.config.train.checkpoint_interval)
-        if save_due and self.saver.last_saved < self.env_step:
+        # A stop may have saved this step before its last updates and its rows.
+        if save_due and (rows_are_new or self.saver.last_saved < self.env_step):
             self._save()
 
     def breathe(self) -> None:

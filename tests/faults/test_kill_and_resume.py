@@ -1,11 +1,21 @@
-"""SIGKILL at random moments of a run: the resumed run equals the undisturbed one bit for bit."""
+"""Kills and stops at any moment: the resumed run equals the undisturbed one bit for bit."""
 
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from faults.tiny_runs import run
+from saved_runs import same_bits
+
+from algd.training import trainer
+from algd.training.checkpoint import CheckpointStore
+from algd.training.stopping import Interrupted
+from algd.training.trainer import Trainer, resume
 
 SCRIPT = Path(__file__).with_name("kill_and_resume.py")
 
@@ -37,3 +47,44 @@ def test_a_hundred_killed_runs_leave_a_hundred_equal_results(tmp_path: Path) -> 
     assert "unequal: 0\n" in out
     assert int(out.partition("resumed to the end: ")[2].partition(";")[0]) >= 100
     assert "unreadable checkpoints after a kill: 0\n" in out
+
+
+@pytest.mark.parametrize("stopped_in", ["evaluation", "last updates"])
+def test_a_stop_before_the_rows_of_a_step_leaves_each_of_them_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped_in: str
+) -> None:
+    """The checkpoint of the stop knows nothing of these rows; two processes make them anew."""
+    changes = {"train__checkpoint_interval": 1000, "train__updates_per_step": 10}
+    undisturbed = run(tmp_path / "undisturbed", **changes)
+    directory = tmp_path / "stopped"
+    spend, record = Trainer._spend_updates, trainer.record_row
+
+    def record_and_stop(one: Trainer) -> None:
+        if one.env_step == 60:
+            one.stop.signal_number = 15
+            one.breathe()
+        record(one)
+
+    def spend_and_stop(one: Trainer, **options: bool) -> Generator[bool, Any, None]:
+        if one.env_step == 120:
+            one.stop.signal_number = 15
+        yield from spend(one, **options)
+
+    with monkeypatch.context() as patched:
+        if stopped_in == "evaluation":
+            patched.setattr(trainer, "record_row", record_and_stop)
+        else:
+            patched.setattr(Trainer, "_spend_updates", spend_and_stop)
+        with pytest.raises(Interrupted):
+            run(directory, **changes)
+    at_the_stop = shutil.copytree(directory / "checkpoints", tmp_path / "kept")
+    resume(directory)
+    # As if that process had been killed before its own first checkpoint.
+    shutil.rmtree(directory / "checkpoints")
+    shutil.copytree(at_the_stop, directory / "checkpoints")
+    resume(directory)
+    for name in ("metrics.csv", "evaluations.csv", "episodes.csv"):
+        assert (directory / name).read_text() == (undisturbed / name).read_text(), name
+    states = [CheckpointStore(one).load() for one in (undisturbed, directory)]
+    for part in ("agent", "counters", "evaluations"):
+        assert same_bits(*(state[part] for state in states)), part

@@ -1,6 +1,7 @@
 """`algd train`: start a run from configurations and overrides, or continue one."""
 
 import argparse
+import contextlib
 import shutil
 import signal
 import sys
@@ -101,11 +102,16 @@ def _start(
     from algd.training.seeds import train_seeds
     from algd.training.trainer import train
 
-    run_dir = default_run_dir(config, num_seeds=num_seeds) if given is None else given
+    run_dir = reserve_run_dir(config, num_seeds=num_seeds) if given is None else given
     print(f"run directory: {run_dir}", flush=True)
-    if num_seeds is not None:
-        return _until_stopped(lambda: train_seeds(config, num_seeds, run_dir))
-    return _until_stopped(lambda: train(config, run_dir))
+    try:
+        if num_seeds is not None:
+            return _until_stopped(lambda: train_seeds(config, num_seeds, run_dir))
+        return _until_stopped(lambda: train(config, run_dir))
+    finally:
+        if given is None:
+            with contextlib.suppress(OSError):
+                run_dir.rmdir()  # which nothing but an unused one allows
 
 
 def _resume(directory: Path, overrides: list[Override]) -> int:
@@ -146,10 +152,13 @@ def _until_stopped(work: Callable[[], None]) -> int:
     return 0
 
 
-def default_run_dir(
+def reserve_run_dir(
     config: "ExperimentConfig", *, num_seeds: int | None = None, root: Path = Path("runs")
 ) -> Path:
-    """Return a name that no directory has yet: environment, policy, multiplier, seeds, time."""
+    """Make and return a new directory; it is named by environment, kinds, seeds and time.
+
+    Of several processes that ask in the same second each gets one of its own.
+    """
     last = "" if num_seeds is None else f"to{config.seed + num_seeds - 1}"
     env_id = "".join(c if c.isalnum() or c in "-_." else "_" for c in config.env.id)
     stem = (
@@ -157,7 +166,13 @@ def default_run_dir(
         f"{time.strftime('%Y%m%d-%H%M%S')}"
     )
     path, number = root / stem, 1
-    while path.exists():
-        number += 1
-        path = root / f"{stem}-{number}"
-    return path
+    while True:
+        try:
+            path.mkdir(parents=True)
+        except OSError:
+            if not path.exists():
+                return path  # whoever claims it says why it cannot be made
+            number += 1
+            path = root / f"{stem}-{number}"
+        else:
+            return path
