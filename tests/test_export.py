@@ -23,7 +23,7 @@ from algd.experiments.export_card import cost_statistics, wilson_interval
 from algd.experiments.export_onnx import DeployedPolicy, export_onnx, parity
 from algd.experiments.yaml_files import parse_yaml
 from algd.training.checkpoint import CheckpointStore, claim_run_dir
-from algd.training.evaluation import EvaluationResult
+from algd.training.evaluation import EvaluationResult, evaluation_seeds
 from algd.training.exported import is_export, load_export, read_description, write_export
 from algd.training.hub import load_from_hub, push_to_hub
 from algd.training.load import LoadedPolicy, load
@@ -347,14 +347,21 @@ def test_algd_export_writes_everything(
     assert np.array_equal(load(out).act(obs), policy.act(obs))
 
 
+def episode_seeds(out: Path) -> list[int]:
+    return np.loadtxt(out / "episodes.csv", delimiter=",", skiprows=1, ndmin=2)[:, 1].tolist()
+
+
 def test_the_best_safe_policy_can_be_exported_and_an_export_replaced(tmp_path: Path) -> None:
     run_dir, out = tmp_path / "run", tmp_path / "out"
     make_run(run_dir, config_of("sac"))
     arguments = ["export", str(run_dir), "--out", str(out), "--episodes", "1"]
     assert main(arguments) == 0
     assert load(out).env_step == 700
+    assert episode_seeds(out) == evaluation_seeds(0, 1)
     assert main([*arguments, "--policy", "best_safe", "--mode", "stochastic"]) == 0
     assert load(out).env_step == 500
+    # Other episodes than those of the evaluations that selected it.
+    assert episode_seeds(out) == evaluation_seeds(0, 1 + config_of("sac").evaluation.episodes)[-1:]
     assert read_description(out)["statistics"]["mode"] == "stochastic"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "run"]
 

@@ -4,10 +4,8 @@ In: the rows of a run's metrics.csv. Out: numbers in the units logged, over the 
 run, so that the way from the start to the optimum does not count as oscillation.
 """
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -30,22 +28,13 @@ class RunOscillation:
     cost: float
 
 
-def read_metrics(run_dir: Path) -> list[dict[str, str]]:
-    """Return the rows of a run's metrics.csv as text; none where it has no such file."""
-    path = run_dir / "metrics.csv"
-    if not path.is_file():
-        return []
-    with path.open(newline="", encoding="utf-8") as stream:
-        return list(csv.DictReader(stream))
-
-
 def run_oscillation(
     rows: Sequence[Mapping[str, str]], *, after_share: float = 0.5
 ) -> RunOscillation:
     """Measure the rows of metrics.csv that lie after a share of the updates.
 
     Args:
-        rows: as ``read_metrics`` returns them.
+        rows: of a run's metrics.csv, as ``algd.training.csv_table.read_rows`` returns them.
         after_share: in [0, 1); 0 counts the whole run.
     """
     if not 0.0 <= after_share < 1.0:

@@ -143,12 +143,20 @@ class CostEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
         """Return an RGB frame (height, width, 3); needs `render_mode="rgb_array"`.
 
         Raises:
-            EnvironmentFault: the environment failed to draw one.
+            EnvironmentFault: the environment failed to draw one, or returned something else.
         """
         try:
             frame: Any = self._env.render()
         except Exception as error:
             raise self._failure("render", error) from error
+        if not (isinstance(frame, np.ndarray) and frame.dtype == np.uint8 and frame.ndim == 3):
+            raise self._fault(
+                f"render returned {_shown(frame)}", "a frame is height x width x 3 of uint8"
+            )
+        if frame.shape[2] != 3 or min(frame.shape) < 2:
+            raise self._fault(
+                f"render returned a frame of shape {frame.shape}", "height x width x 3 is needed"
+            )
         if not self._closes_at_exit:
             # Registered after the OpenGL modules registered theirs, so it runs before them: a
             # context freed after its display is gone prints a traceback.

@@ -4,7 +4,6 @@ In: a finished run, or a sampler trained on an exact energy. Out: numbers by nam
 not apply to a task are left out.
 """
 
-import csv
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from algd.analysis.corridor_rollouts import (
 )
 from algd.analysis.corridor_solution import solve_corridor
 from algd.analysis.density import boltzmann_density, box_grid
-from algd.analysis.oscillation import read_metrics, run_oscillation
+from algd.analysis.oscillation import run_oscillation
 from algd.analysis.sampling_error import sampling_error
 from algd.environments.analytic_corridor import CorridorTask
 from algd.environments.analytic_islands import IslandsTask
@@ -31,6 +30,7 @@ from algd.experiments.lab_calibration import measure_foresight
 from algd.experiments.lab_exact import ExactComparison, compare_with_exact
 from algd.experiments.lab_rollouts import policy_rollouts, random_rollouts
 from algd.experiments.lab_states import MAX_EXACT_DIM, state_curvature
+from algd.training.csv_table import read_rows
 from algd.training.load import LoadedPolicy, load
 
 Floats = NDArray[np.float64]
@@ -111,7 +111,7 @@ def measure_run(run_dir: Path) -> dict[str, float]:
     exact = compare_with_exact(loaded, probe)
     obs = own.obs if exact is None else exact.tables.obs
     rows = np.linspace(0, len(obs) - 1, min(_STATES, len(obs))).astype(int)
-    oscillation = run_oscillation(read_metrics(run_dir))
+    oscillation = run_oscillation(read_rows(run_dir / "metrics.csv"))
     found = {
         "return": float(own.episode_returns.mean()),
         "cost": float(own.episode_costs.mean()),
@@ -143,11 +143,7 @@ def measure_sampler(samples: Floats, density: Floats, grid: tuple[Floats, ...]) 
 
 
 def _training_violations(run_dir: Path, limit: float) -> float:
-    path = run_dir / "episodes.csv"
-    if not path.is_file():
-        return float("nan")
-    with path.open(newline="", encoding="utf-8") as stream:
-        costs = np.array([float(row["cost"]) for row in csv.DictReader(stream)])
+    costs = np.array([float(row["cost"]) for row in read_rows(run_dir / "episodes.csv")])
     return float((costs > limit).mean()) if len(costs) else float("nan")
 
 

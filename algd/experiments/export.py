@@ -19,7 +19,13 @@ from algd.environments.make import make_env
 from algd.errors import ConfigError
 from algd.experiments.export_card import CostStatistics, cost_statistics, model_card
 from algd.training.durable_files import TEMPORARY_PREFIX, make_directory
-from algd.training.evaluation import EvaluationResult, Mode, evaluate_policy, evaluation_seeds
+from algd.training.evaluation import (
+    EvaluationResult,
+    Mode,
+    evaluate_policy,
+    evaluation_seeds,
+    first_fresh_episode,
+)
 from algd.training.exported import is_export, write_export
 from algd.training.load import LoadedPolicy, load
 
@@ -55,7 +61,8 @@ def export_run(
     Args:
         run_dir: a run, or an earlier export.
         out: the directory to write; an earlier export there is replaced.
-        episodes: evaluation episodes behind the statistics of the card.
+        episodes: evaluation episodes behind the statistics of the card; of ``best_safe`` others
+            than selected it.
         policy: ``latest`` or ``best_safe``.
         onnx: also write ONNX graphs and check them on 1,000 observations.
         mode: how the policy acts in the episodes; None takes the run's own evaluation mode.
@@ -78,7 +85,8 @@ def export_run(
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir()
     try:
-        report = _export(loaded, unfinished, episodes=episodes, onnx=onnx, mode=chosen)
+        first = first_fresh_episode(loaded.config.evaluation, policy)
+        report = _export(loaded, unfinished, episodes=episodes, first=first, onnx=onnx, mode=chosen)
         name = run_dir.resolve().name
         card = model_card(loaded, report.statistics, report.graphs, name=name, repo=repo)
         (unfinished / CARD_FILE).write_text(card, encoding="utf-8")
@@ -91,13 +99,19 @@ def export_run(
 
 
 def _export(
-    policy: LoadedPolicy, directory: Path, *, episodes: int, onnx: bool, mode: Mode
+    policy: LoadedPolicy, directory: Path, *, episodes: int, first: int, onnx: bool, mode: Mode
 ) -> ExportReport:
     seed = policy.config.seed
     env = make_env(policy.config.env)
     try:
         result = evaluate_policy(
-            policy.agent, policy.normalizer, env, episodes=episodes, mode=mode, seed=seed
+            policy.agent,
+            policy.normalizer,
+            env,
+            episodes=episodes,
+            mode=mode,
+            seed=seed,
+            first=first,
         )
         graphs: list[OnnxReport] = []
         if onnx:
@@ -110,7 +124,8 @@ def _export(
     statistics = cost_statistics(result, cost_limit=limit, mode=mode, seed=seed)
     extra = {"statistics": asdict(statistics), "onnx": [asdict(graph) for graph in graphs]}
     write_export(policy, directory, extra)
-    _write_episodes(result, seed, directory / EPISODES_FILE)
+    seeds = evaluation_seeds(seed, episodes, first)
+    _write_episodes(result, seeds, directory / EPISODES_FILE)
     return ExportReport(directory, statistics, graphs)
 
 
@@ -139,8 +154,7 @@ def _require_free(out: Path) -> None:
         raise ConfigError(f"{out} is a file; --out names a directory")
 
 
-def _write_episodes(result: EvaluationResult, seed: int, path: Path) -> None:
-    seeds = evaluation_seeds(seed, len(result.returns))
+def _write_episodes(result: EvaluationResult, seeds: list[int], path: Path) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["episode", "seed", "return", "cost", "length"])

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from algd.analysis.agent_energy import AgentEnergy
 from algd.analysis.calibration import kkt_residual, slackness_residual
-from algd.analysis.oscillation import read_metrics, run_oscillation
+from algd.analysis.oscillation import run_oscillation
 from algd.experiments.lab_calibration import Foresight, draw_calibration, measure_foresight
 from algd.experiments.lab_denoising import draw_scores, draw_trajectories
 from algd.experiments.lab_exact import ExactComparison, compare_with_exact, draw_corridor
@@ -29,6 +29,7 @@ from algd.experiments.lab_multiplier import (
 )
 from algd.experiments.lab_rollouts import Rollouts, policy_rollouts, random_rollouts
 from algd.experiments.lab_states import StateView, choose_states, view_state
+from algd.training.csv_table import read_rows
 from algd.training.load import LoadedPolicy, load
 
 Floats = NDArray[np.float64]
@@ -102,7 +103,7 @@ def run_lab(
         )
     )
     _tabulate(report, loaded, probe, own, views, foresight, exact)
-    oscillation = run_oscillation(read_metrics(run_dir))
+    oscillation = run_oscillation(read_rows(run_dir / "metrics.csv"))
     report.add("oscillation of the multiplier", oscillation.multiplier, "per 1,000 updates")
     report.add("oscillation of the episode cost", oscillation.cost, "cost per 1,000 updates")
     write_table(report.table, folder / "table.csv")

@@ -20,6 +20,22 @@ STEP = "env_step"
 _log = logging.getLogger("algd")
 
 
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """Return the complete rows of such a file as text; none where there is no file.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    if not path.exists():
+        return []
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
+    # Without its line end the last row is one that a kill left unfinished.
+    return list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])))
+
+
 class CsvTable:
     """Appends rows to ``path``; each row is in the kernel's hands when ``append`` returns.
 
@@ -80,14 +96,7 @@ class CsvTable:
 
     def rows(self) -> list[dict[str, str]]:
         """Return the complete rows as text; an absent value is empty."""
-        if not self.path.exists():
-            return []
-        try:
-            text = self.path.read_text(encoding="utf-8")
-        except OSError as error:
-            raise CheckpointError(f"cannot read {self.path}: {error.strerror}") from error
-        # Without its line end the last row is one that a kill left unfinished.
-        return list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])))
+        return read_rows(self.path)
 
     def sync(self) -> None:
         """Wait until the device holds every row."""

@@ -66,12 +66,21 @@ class EvaluationResult:
         }
 
 
-def evaluation_seeds(seed: int, episodes: int) -> list[int]:
-    """Return the episode seeds: the same for every evaluation of a run, none used in training."""
+def evaluation_seeds(seed: int, episodes: int, first: int = 0) -> list[int]:
+    """Return episode seeds from number ``first``: those of every evaluation, none trained on."""
     return [
         int(np.random.SeedSequence([seed, _EVALUATION_STREAM, k]).generate_state(1)[0])
-        for k in range(episodes)
+        for k in range(first, first + episodes)
     ]
+
+
+def first_fresh_episode(config: EvaluationConfig, policy: str) -> int:
+    """Return the number of the first evaluation episode that did not select the policy.
+
+    ``best_safe`` was chosen because the evaluations during training stayed within the limit, so
+    their episodes would flatter it.
+    """
+    return config.episodes if policy == "best_safe" else 0
 
 
 def evaluate_policy(
@@ -82,16 +91,17 @@ def evaluate_policy(
     episodes: int,
     mode: Mode,
     seed: int,
+    first: int = 0,
     on_step: Callable[[], None] = lambda: None,
 ) -> EvaluationResult:
-    """Run whole episodes and return what they earned and cost.
+    """Run whole episodes, from number ``first``, and return what they earned and cost.
 
     The noise of stochastic modes comes from a generator of its own, seeded with ``seed``;
     ``on_step`` is called after every step and may raise to stop.
     """
     generator = torch.Generator().manual_seed(seed)
     returns, costs, lengths = [], [], []
-    for episode_seed in evaluation_seeds(seed, episodes):
+    for episode_seed in evaluation_seeds(seed, episodes, first):
         obs, _ = env.reset(seed=episode_seed)
         total, cost, length, ended = 0.0, 0.0, 0, False
         while not ended:
@@ -157,7 +167,8 @@ def evaluate_run(
 
     Args:
         run_dir: of a run, or what `algd export` wrote.
-        episodes: on a fresh environment. mode, seed: None for those of the run.
+        episodes: on a fresh environment; of ``best_safe`` others than selected it. mode, seed:
+            None for those of the run.
         policy: as for ``algd.load``.
         video: also write videos/evaluation_STEP.mp4 in the directory.
     """
@@ -170,7 +181,13 @@ def evaluate_run(
     env = make_env(config.env)
     try:
         result = evaluate_policy(
-            loaded.agent, loaded.normalizer, env, episodes=episodes, mode=mode, seed=seed
+            loaded.agent,
+            loaded.normalizer,
+            env,
+            episodes=episodes,
+            mode=mode,
+            seed=seed,
+            first=first_fresh_episode(config.evaluation, policy),
         )
     finally:
         env.close()

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from algd.analysis.oscillation import metric_series, read_metrics, run_oscillation
+from algd.analysis.oscillation import metric_series, run_oscillation
+from algd.training.csv_table import read_rows
 
 
 def rows(multipliers: list[float], *, step: int = 100) -> list[dict[str, str]]:
@@ -37,16 +38,16 @@ def test_rows_without_a_finished_episode_are_left_out() -> None:
 
 
 def test_a_run_without_rows_has_no_oscillation(tmp_path: Path) -> None:
-    result = run_oscillation(read_metrics(tmp_path))
+    result = run_oscillation(read_rows(tmp_path / "metrics.csv"))
     assert math.isnan(result.multiplier)
     assert math.isnan(result.cost)
 
 
 def test_series_are_read_back_from_the_file(tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").write_text(
-        "env_step,train/num_updates,train/cost\n1,1.0,\n2,2.0,0.25\n"
+        "env_step,train/num_updates,train/cost\n1,1.0,\n2,2.0,0.25\n3,3.0,0."  # cut by a kill
     )
-    updates, costs = metric_series(read_metrics(tmp_path), "train/cost")
+    updates, costs = metric_series(read_rows(tmp_path / "metrics.csv"), "train/cost")
     assert updates.tolist() == [2.0]
     assert costs.tolist() == [0.25]
 

@@ -200,3 +200,21 @@ def test_max_episode_steps_replaces_the_limit_of_every_kind():
         env.reset(seed=0)
         endings = [env.step(np.zeros(env.action_dim, np.float32))[2:4] for _ in range(steps)]
         assert endings == [(False, False)] * (steps - 1) + [(False, True)]
+
+
+@pytest.mark.parametrize(
+    ("frame", "message"),
+    [
+        (np.zeros((8, 8, 4), np.uint8), r"render returned a frame of shape \(8, 8, 4\)"),
+        (np.zeros((8, 8, 3)), "render returned array"),
+        (None, "render returned None"),
+        ([[0]], r"render returned \[\[0\]\]"),
+    ],
+)
+def test_a_frame_that_no_video_can_hold_is_named(monkeypatch, frame, message):
+    env = counting()
+    env.reset(seed=3)
+    monkeypatch.setattr(env._env.unwrapped, "render", lambda: frame)
+    monkeypatch.setattr(env, "_env", env._env.unwrapped)
+    with pytest.raises(EnvironmentFault, match=message):
+        env.render()
