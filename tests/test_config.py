@@ -363,6 +363,25 @@ def test_an_unknown_preset_offers_the_nearest() -> None:
             "did you mean discounted?",
         ),
         (
+            {
+                "constraint.calibration_rate": 0.1,
+                "constraint.augmented": False,
+                "multiplier.kind": "scalar_pid",
+                "multiplier.signal": "episode",
+            },
+            "constraint.calibration_rate needs what reads the threshold: constraint.augmented: "
+            "true, or a multiplier that learns from the cost critics; got multiplier.kind "
+            "'scalar_pid' with signal 'episode'",
+        ),
+        (
+            {"train.initial_steps": 30},
+            "train.initial_updates_per_step and initial_steps go together, got null and 30",
+        ),
+        (
+            {"train.initial_updates_per_step": 2.0},
+            "train.initial_updates_per_step and initial_steps go together, got 2.0 and 0",
+        ),
+        (
             {"constraint.calibration_rate": 0.1, "critics.cost_target": "reachability"},
             "constraint.calibration_rate needs critics.cost_target: discounted; "
             "a reachability critic has the threshold 0",

@@ -379,7 +379,9 @@ def test_pictures_beyond_the_budget_are_linked(
         (["absent"], "absent does not exist"),
         (["empty"], "no run; skipped empty: holds no run"),
         (["run", "--out", "empty"], "--out: empty is a directory; a file is wanted"),
-        (["run", "--serve", "--out", "x"], "--serve takes neither --out nor --wandb"),
+        (["run", "--serve", "--out", "x"], "--serve takes neither --out nor --videos nor --wandb"),
+        (["run", "--serve", "--videos", "none"], "takes neither --out nor --videos nor --wandb"),
+        (["run", "--port", "9"], "--port goes with --serve"),
         (["run", "--port", "70000"], "must be in [0, 65535], got '70000'"),
     ],
 )

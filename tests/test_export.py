@@ -347,6 +347,21 @@ def test_algd_export_writes_everything(
     assert np.array_equal(load(out).act(obs), policy.act(obs))
 
 
+def test_private_is_of_a_push(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", str(tmp_path), "--private"]) == 2
+    assert "--private goes with --push OWNER/NAME" in capsys.readouterr().err
+
+
+def test_a_saturated_policy_stays_in_a_box_that_float32_does_not_hold() -> None:
+    policy = policy_of(config_of("sac"))
+    for sign in (-1.0, 1.0):
+        policy.agent.act = lambda obs, sign=sign, **_: np.full((len(obs), 2), sign, np.float32)
+        action = policy.act(observations(3))
+        assert action.dtype == np.float32
+        assert ((action >= LOW) & (action <= HIGH)).all()
+        np.testing.assert_allclose(action, np.tile(HIGH if sign > 0 else LOW, (3, 1)), rtol=1e-6)
+
+
 def episode_seeds(out: Path) -> list[int]:
     return np.loadtxt(out / "episodes.csv", delimiter=",", skiprows=1, ndmin=2)[:, 1].tolist()
 

@@ -208,6 +208,15 @@ def test_a_length_that_cannot_be_written_down_leaves_the_run_as_it_was(
     [
         ({"train.learning_starts": 200}, r"train.learning_starts \(200\) is not less than"),
         ({"train.updates_per_step": 0}, "train.updates_per_step is 0"),
+        (
+            {
+                "train.updates_per_step": 0,
+                "train.initial_updates_per_step": 1.0,
+                "train.initial_steps": 39,
+                "train.learning_starts": 40,
+            },
+            "train.updates_per_step is 0",
+        ),
     ],
 )
 def test_a_run_that_never_updates_says_so(

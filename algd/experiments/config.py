@@ -78,6 +78,13 @@ class ExperimentConfig:
                 "constraint.calibration_rate needs critics.cost_target: discounted; a reachability "
                 "critic has the threshold 0"
             )
+        unread = self.multiplier.kind == "fixed" or self.multiplier.signal == "episode"
+        if self.constraint.calibration_rate > 0 and unread and not self.constraint.augmented:
+            raise ValueError(
+                "constraint.calibration_rate needs what reads the threshold: constraint.augmented: "
+                "true, or a multiplier that learns from the cost critics; got multiplier.kind "
+                f"{self.multiplier.kind!r} with signal {self.multiplier.signal!r}"
+            )
         if self.multiplier.signal == "episode" and self.critics.cost_target == "reachability":
             raise ValueError(
                 "multiplier.signal: episode needs critics.cost_target: discounted; reachability "

@@ -51,7 +51,7 @@ class LoadedPolicy:
         self.generator = torch.Generator().manual_seed(config.seed)
 
     def act(self, obs: np.ndarray, *, deterministic: bool = True) -> np.ndarray:
-        """Return actions in the environment's box.
+        """Return actions in the environment's box, as float32.
 
         Args:
             obs: (O,) or (N, O) observations as the environment gives them.
@@ -64,9 +64,19 @@ class LoadedPolicy:
             )
         batch = self.normalizer.normalize(array.reshape(-1, self.obs_dim))
         normalised = self.agent.act(batch, generator=self.generator, deterministic=deterministic)
-        span = 0.5 * (self.action_high - self.action_low)
-        action = self.action_low + span * (normalised.astype(np.float64) + 1.0)
-        return action.astype(np.float32).reshape(*array.shape[:-1], -1)
+        center = (self.action_low + self.action_high) / 2  # as the environment's own rescaling
+        half_range = (self.action_high - self.action_low) / 2
+        action = (center + half_range * normalised.astype(np.float64)).astype(np.float32)
+        inside = np.clip(action, *_float32_box(self.action_low, self.action_high))
+        return inside.reshape(*array.shape[:-1], -1)
+
+
+def _float32_box(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the least and the greatest float32 inside a box of float64."""
+    least, greatest = low.astype(np.float32), high.astype(np.float32)
+    least = np.where(least < low, np.nextafter(least, np.float32(np.inf)), least)
+    greatest = np.where(greatest > high, np.nextafter(greatest, np.float32(-np.inf)), greatest)
+    return least, greatest
 
 
 def load(source: str | Path, *, policy: str = "latest") -> LoadedPolicy:

@@ -95,6 +95,11 @@ class TrainConfig:
         pace = self.initial_updates_per_step
         if pace is not None and not 0 <= pace < float("inf"):
             raise ValueError(f"initial_updates_per_step must be null or >= 0, got {pace}")
+        if (pace is None) != (self.initial_steps == 0):
+            raise ValueError(
+                "initial_updates_per_step and initial_steps go together, got "
+                f"{'null' if pace is None else pace} and {self.initial_steps}"
+            )
 
     @property
     def depends_on_length(self) -> bool:

@@ -152,7 +152,10 @@ class Trainer:
                 config.learning_starts,
                 config.total_steps,
             )
-        elif config.updates_per_step == 0 and not config.initial_updates_per_step:
+        elif config.updates_per_step == 0 and (
+            not config.initial_updates_per_step
+            or config.initial_steps < max(config.learning_starts, 1)
+        ):
             _log.warning("nothing will be learnt: train.updates_per_step is 0")
 
     def _record_into(self, run_dir: Path, *, start: int, new: bool) -> None:

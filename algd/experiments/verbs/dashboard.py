@@ -22,8 +22,9 @@ def run(arguments: list[str]) -> int:
     if not options.runs:
         raise UserError("which runs? give run directories, or parents of some")
     if options.serve:
-        return _serve(options.runs, options.port)
-    return _write(options.runs, options.out or Path("dashboard.html"), options.videos)
+        return _serve(options.runs, _PORT if options.port is None else options.port)
+    out = options.out or Path("dashboard.html")
+    return _write(options.runs, out, options.videos or "embed")
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
@@ -35,19 +36,21 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--videos",
         choices=("embed", "link", "none"),
-        default="embed",
         help="embed them in the file, link them where they lie, or leave them out; default embed",
     )
     parser.add_argument(
         "--serve", action="store_true", help="serve the page on this machine; it follows the runs"
     )
-    parser.add_argument("--port", type=_port, default=_PORT, help=f"of --serve, default {_PORT}")
+    parser.add_argument("--port", type=_port, help=f"of --serve, default {_PORT}")
     parser.add_argument(
         "--wandb", metavar="ENTITY/PROJECT", help="create a workspace and a report there instead"
     )
     options = parser.parse_args(arguments)
-    if options.serve and (options.wandb is not None or options.out is not None):
-        raise UserError("--serve takes neither --out nor --wandb")
+    of_a_file = (options.wandb, options.out, options.videos)
+    if options.serve and any(option is not None for option in of_a_file):
+        raise UserError("--serve takes neither --out nor --videos nor --wandb")
+    if options.port is not None and not options.serve:
+        raise UserError("--port goes with --serve")
     return options
 
 

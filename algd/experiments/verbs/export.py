@@ -31,6 +31,8 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("--push", metavar="OWNER/NAME", help="to the Hugging Face hub")
     parser.add_argument("--private", action="store_true", help="a new repository is private")
     options = parser.parse_args(arguments)
+    if options.private and options.push is None:
+        parser.error("--private goes with --push OWNER/NAME")
     from algd.training.run_directory import require_run_dir
 
     require_run_dir(options.run_dir)
