@@ -1,6 +1,7 @@
 """The lab on tiny runs: numbers against direct computation, files, errors."""
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -167,6 +168,34 @@ def test_the_exact_comparison_is_at_the_agents_own_temperature(bandit: LoadedPol
     near = np.abs(exact.tables.obs[:, 0] - 0.5).argmin()
     assert 0.3 < exact.answer.multiplier[near] < 2.0
     assert 0.0 <= exact.total_variation <= 1.0
+
+
+def test_the_exact_answer_is_posed_with_the_threshold_that_the_agent_has(
+    bandit: LoadedPolicy,
+) -> None:
+    nominal = compare_with_exact(bandit, AgentEnergy(bandit))
+    bandit.agent.constraint.threshold.fill_(0.25)
+    try:
+        moved = compare_with_exact(bandit, AgentEnergy(bandit))
+    finally:
+        bandit.agent.constraint.threshold.fill_(0.5)
+    assert nominal is not None
+    assert moved is not None
+    np.testing.assert_allclose(moved.tables.excess, nominal.tables.excess + 0.25, atol=1e-7)
+    assert moved.answer.multiplier.mean() > 1.5 * nominal.answer.multiplier.mean()
+    assert moved.excess == pytest.approx(nominal.excess)  # over the limit, which has not moved
+
+
+def test_a_batch_hinge_has_the_energy_of_its_fixed_point(
+    bandit: LoadedPolicy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probe, obs = AgentEnergy(bandit), np.array([0.5], dtype=np.float32)
+    actions = np.linspace(-1.0, 1.0, 21)[:, None]
+    plain = probe.energy(obs, actions, "plain")
+    assert not np.allclose(probe.energy(obs, actions), plain)
+    batch = replace(bandit.agent.constraint.config, hinge="batch")
+    monkeypatch.setattr(bandit.agent.constraint, "config", batch)
+    np.testing.assert_array_equal(probe.energy(obs, actions), plain)
 
 
 def test_states_are_chosen_from_low_to_high_multiplier() -> None:

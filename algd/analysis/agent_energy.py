@@ -59,6 +59,11 @@ class AgentEnergy:
         return float(self.agent.constraint.threshold)
 
     @property
+    def nominal_threshold(self) -> float:
+        """The threshold before any calibration, in cost."""
+        return self.agent.constraint.nominal_threshold
+
+    @property
     def unit(self) -> float:
         """Cost that counts as a violation of 1."""
         return float(self.agent.constraint.unit)
@@ -100,10 +105,13 @@ class AgentEnergy:
     ) -> Callable[[Float[Tensor, "B A"]], Float[Tensor, " B"]]:
         """Return the energy of actions (B, A) at one observation (O,), differentiable, in reward.
 
-        A batch hinge is replaced by the hinge of each action: one state has no batch.
+        A batch hinge weighs every violation alike; one state has no batch, and the weight is that
+        of the fixed point, where the batch keeps the limit on average: the multiplier itself.
         """
         agent, row = self.agent, self.tensor(np.asarray(obs)[None])
-        augmented = agent.constraint.config.augmented if form == "own" else form == "augmented"
+        settings = agent.constraint.config
+        own = settings.augmented and settings.hinge == "sample"
+        augmented = own if form == "own" else form == "augmented"
         with torch.no_grad():
             multiplier = agent.multiplier(row)
 

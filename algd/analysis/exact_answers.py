@@ -31,14 +31,16 @@ class ExactTables:
 
     obs: (S, O) raw observations. grid: axes of the actions, G nodes in all. reward: (S, G) of one
     step. excess: (S, G), cost minus the limit of one step. transition: (S, G, S), or None for
-    tasks of a single step.
+    tasks of a single step. start: (S,) law of the first state. horizon: steps of an episode.
     """
 
     obs: NDArray[np.float32]
     grid: Grid
     reward: Floats
     excess: Floats
+    start: Floats
     transition: Floats | None = None
+    horizon: int = 1
 
     @property
     def actions(self) -> Floats:
@@ -50,6 +52,20 @@ class ExactTables:
         """Integration weights of the nodes, (G,)."""
         return trapezoid_weights(self.grid).ravel()
 
+    def visits(self, mass: Floats) -> Floats:
+        """Return the share of an episode's steps spent in each state, (S,).
+
+        Args:
+            mass: probabilities (S, G) of the actions.
+        """
+        if self.transition is None:
+            return self.start
+        step = np.einsum("sg,sgt->st", mass, self.transition)
+        law, total = self.start, np.zeros_like(self.start)
+        for _ in range(self.horizon):
+            total, law = total + law, law @ step
+        return total / self.horizon
+
 
 @dataclass(frozen=True)
 class ExactAnswer:
@@ -60,13 +76,13 @@ class ExactAnswer:
 
 
 def exact_tables(
-    env_id: str, *, cost_limit: float, cost_discount: float, task_limit: float | None = None
+    env_id: str, *, step_limit: float, cost_discount: float, task_limit: float | None = None
 ) -> ExactTables | None:
     """Return the tables of an analytic task; None where the answer is not of this form.
 
     Args:
         env_id: id of the environment.
-        cost_limit: per episode, as the agent has it.
+        step_limit: on the cost of a step, as the agent has it.
         cost_discount: of the agent's critic; the finite task needs 0.
         task_limit: the limit that the environment was made with, which shapes the bandit's cost;
             None for its default.
@@ -75,11 +91,11 @@ def exact_tables(
     name = env_id.removesuffix("-v0")
     if name in ("AnalyticBandit1", "AnalyticBandit2"):
         bandit = BanditTask(action_dim=int(name[-1]), **options)
-        return _one_step(bandit, np.linspace(-0.95, 0.95, _NUM_STATES), cost_limit)
+        return _one_step(bandit, np.linspace(-0.95, 0.95, _NUM_STATES), step_limit)
     if name in ("AnalyticIslands1", "AnalyticIslands2"):
         islands = IslandsTask(action_dim=int(name[-1]), **options)
         side = np.linspace(0.3, 0.95, _NUM_STATES // 2)
-        return _one_step(islands, np.concatenate([-side[::-1], side]), cost_limit)
+        return _one_step(islands, np.concatenate([-side[::-1], side]), step_limit)
     if name == "AnalyticFinite" and cost_discount == 0.0:
         finite = FiniteTask()
         grid = box_grid(1, _POINTS[1])
@@ -87,8 +103,10 @@ def exact_tables(
             obs=np.eye(NUM_STATES, dtype=np.float32),
             grid=grid,
             reward=finite.reward(grid[0]),
-            excess=finite.cost(grid[0]) - cost_limit / finite.horizon,
+            excess=finite.cost(grid[0]) - step_limit,
+            start=finite.start,
             transition=finite.transition(grid[0]),
+            horizon=finite.horizon,
         )
     return None
 
@@ -112,42 +130,43 @@ def solve_exact(
             plain Lagrangian.
         hinge_coef: rho of a dual target hinged per action: then lambda = E[(lambda + rho g)_+].
             None solves E[g] <= 0 with complementary slackness.
-        shared: one multiplier for all states, which weigh equally.
+        shared: one multiplier for all states, which weigh as often as the law visits them.
         discount: of the reward, for tasks with a transition.
         entropy_weight: temperature of the entropy that the reward's value contains (SAC: the
             temperature itself; ALGD: 0).
     """
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
-    weights, value = tables.weights, np.zeros(len(tables.reward))
+    value = np.zeros(len(tables.reward))
     for _ in range(_MAX_SWEEPS):
         q_reward = tables.reward
         if tables.transition is not None:
             q_reward = q_reward + discount * tables.transition @ value
         multiplier, mass = _solve_step(
-            q_reward, tables.excess, weights, temperature, penalty_coef, hinge_coef, shared
+            tables, q_reward, temperature, penalty_coef, hinge_coef, shared
         )
         if tables.transition is None:
             break
-        log_density = np.log(mass / weights, out=np.zeros_like(mass), where=mass > 0.0)
+        log_density = np.log(mass / tables.weights, out=np.zeros_like(mass), where=mass > 0.0)
         after = (mass * (q_reward - entropy_weight * log_density)).sum(axis=1)
         change, value = np.abs(after - value).max(), after
         if change < _VALUE_TOLERANCE:
             break
     else:
         raise ArithmeticError("value iteration does not settle; is the discount below 1?")
-    return ExactAnswer(multiplier=multiplier, density=mass / weights)
+    return ExactAnswer(multiplier=multiplier, density=mass / tables.weights)
 
 
 def _solve_step(
+    tables: ExactTables,
     q_reward: Floats,
-    excess: Floats,
-    weights: Floats,
     temperature: float,
     penalty_coef: float | None,
     hinge_coef: float | None,
     shared: bool,
 ) -> tuple[Floats, Floats]:
+    excess, weights = tables.excess, tables.weights
+
     def law(trial: Floats) -> Floats:
         price = trial[:, None]
         if penalty_coef is None:
@@ -161,19 +180,20 @@ def _solve_step(
 
     def residual(trial: Floats) -> Floats:
         every = np.broadcast_to(trial, len(excess))
+        mass = law(every)
         if hinge_coef is None:
-            gap = (law(every) * excess).sum(axis=1)
+            gap = (mass * excess).sum(axis=1)
         else:
             target = np.maximum(every[:, None] + hinge_coef * excess, 0.0)
-            gap = (law(every) * target).sum(axis=1) - every
-        return gap.mean(keepdims=True) if shared else gap
+            gap = (mass * target).sum(axis=1) - every
+        return tables.visits(mass)[None] @ gap if shared else gap
 
     size = 1 if shared else len(excess)
     multiplier = np.broadcast_to(nonnegative_root(residual, size, tolerance=1e-7), len(excess))
     return multiplier.copy(), law(multiplier)
 
 
-def _one_step(task: BanditTask | IslandsTask, states: Floats, cost_limit: float) -> ExactTables:
+def _one_step(task: BanditTask | IslandsTask, states: Floats, step_limit: float) -> ExactTables:
     grid = box_grid(task.action_dim, _POINTS[task.action_dim])
     actions = grid_points(grid)
     # The reward belongs to the state as observed, after rounding to float32.
@@ -181,4 +201,5 @@ def _one_step(task: BanditTask | IslandsTask, states: Floats, cost_limit: float)
     rounded = obs[:, 0].astype(np.float64)
     reward = np.stack([task.reward(state, actions) for state in rounded])
     cost = np.stack([task.cost(state, actions) for state in rounded])
-    return ExactTables(obs=obs, grid=grid, reward=reward, excess=cost - cost_limit)
+    start = np.full(len(obs), 1.0 / len(obs))
+    return ExactTables(obs=obs, grid=grid, reward=reward, excess=cost - step_limit, start=start)

@@ -46,7 +46,8 @@ class ExactComparison:
     deterministic problem, whatever multiplier the agent has; NaN where it is not known.
     total_variation, wasserstein1: of the agent's samples
     to the exact law, mean over states. excess: mean over states of [E cost - limit]_+ / limit under
-    the agent's samples and the true cost. slackness: mean of |lambda (E cost - limit)|, in reward.
+    the agent's samples and the true cost. slackness: mean of |lambda (E cost - threshold)|, in
+    reward.
     worst_excess: the largest over states.
     """
 
@@ -63,16 +64,15 @@ class ExactComparison:
 
 
 def compare_with_exact(loaded: LoadedPolicy, probe: AgentEnergy) -> ExactComparison | None:
-    """Solve the run's task exactly, as the agent poses it.
+    """Solve the run's task exactly, as the agent poses it: with the threshold it has come to.
 
-    None for any other task, where no multiplier meets the constraint, and for CVPO, whose law has
-    the last policy in it.
+    None for any other task, where no multiplier meets the constraint, for CVPO, whose law has the
+    last policy in it, and for state-wise multipliers that a batch hinge averages.
     """
     config = loaded.config
-    limit = config.constraint.cost_limit
     tables = exact_tables(
         config.env.id,
-        cost_limit=limit,
+        step_limit=probe.threshold,
         cost_discount=config.critics.cost_discount,
         task_limit=config.env.kwargs.get("cost_limit"),
     )
@@ -81,6 +81,11 @@ def compare_with_exact(loaded: LoadedPolicy, probe: AgentEnergy) -> ExactCompari
         return None
     multiplier = config.multiplier
     statewise = isinstance(multiplier, StatewiseALaMConfig | StatewiseDualConfig)
+    # A batch hinge weighs all violations alike, in the end by the multiplier: a plain Lagrangian.
+    batch = config.constraint.augmented and config.constraint.hinge == "batch"
+    if batch and statewise:
+        return None
+    penalised = config.constraint.augmented and not batch
     hinge_coef = None
     if isinstance(multiplier, StatewiseALaMConfig) and multiplier.target_hinge == "sample":
         own = multiplier.penalty_coef or config.constraint.penalty_coef
@@ -90,7 +95,7 @@ def compare_with_exact(loaded: LoadedPolicy, probe: AgentEnergy) -> ExactCompari
         answer = solve_exact(
             tables,
             temperature=probe.temperature,
-            penalty_coef=probe.penalty_coef if config.constraint.augmented else None,
+            penalty_coef=probe.penalty_coef if penalised else None,
             hinge_coef=hinge_coef,
             shared=not statewise,
             discount=config.critics.discount,
@@ -127,7 +132,8 @@ def _compare(
     probe: AgentEnergy, tables: ExactTables, answer: ExactAnswer, hard: Floats
 ) -> ExactComparison:
     learnt = probe.multiplier(tables.obs)
-    step_limit = probe.threshold or 1.0  # one step each, or a cost discount of 0
+    # Thresholds are limits of a step here: one step each, or a cost discount of 0.
+    step_limit = probe.nominal_threshold
     shape = tuple(len(axis) for axis in tables.grid)
     distances, lengths, gaps = [], [], []
     for index, obs in enumerate(tables.obs):
@@ -137,7 +143,7 @@ def _compare(
         lengths.append(error.wasserstein1)
         gaps.append(_mean_excess(tables, index, samples))
     gap = np.array(gaps)
-    over = np.maximum(gap, 0.0) / step_limit
+    over = np.maximum(gap + probe.threshold - step_limit, 0.0) / (step_limit or 1.0)
     return ExactComparison(
         tables=tables,
         answer=answer,

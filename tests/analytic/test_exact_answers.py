@@ -12,8 +12,8 @@ from algd.environments.analytic_finite import FiniteTask
 from algd.environments.analytic_islands import IslandsTask
 
 
-def tables_of(env_id: str, cost_limit: float, cost_discount: float = 0.99) -> ExactTables:
-    found = exact_tables(env_id, cost_limit=cost_limit, cost_discount=cost_discount)
+def tables_of(env_id: str, step_limit: float, cost_discount: float = 0.99) -> ExactTables:
+    found = exact_tables(env_id, step_limit=step_limit, cost_discount=cost_discount)
     assert found is not None
     return found
 
@@ -56,7 +56,7 @@ def test_islands_multipliers_are_those_of_its_solver(per_sample: bool) -> None:
 
 @pytest.mark.parametrize("entropy_in_value", [False, True])
 def test_finite_multipliers_are_those_of_its_solver(entropy_in_value: bool) -> None:
-    tables = tables_of("AnalyticFinite-v0", 12.5, cost_discount=0.0)
+    tables = tables_of("AnalyticFinite-v0", 0.25, cost_discount=0.0)
     exact = solve_statewise_soft(
         FiniteTask(), discount=0.9, temperature=0.05, entropy_in_value=entropy_in_value
     )
@@ -80,10 +80,31 @@ def test_a_shared_multiplier_meets_the_constraint_on_average() -> None:
     assert mean_excess < 1e-5
 
 
+def test_a_shared_multiplier_weighs_states_as_often_as_an_episode_is_there() -> None:
+    tables = tables_of("AnalyticFinite-v0", 0.16, cost_discount=0.0)
+    answer = solve_exact(
+        tables, temperature=0.05, penalty_coef=None, hinge_coef=None, shared=True, discount=0.9
+    )
+    mass = answer.density * tables.weights
+    assert answer.multiplier[0] > 0.1
+    # Rolled out: the mean cost of a step is the limit.
+    generator = np.random.default_rng(0)
+    states = generator.choice(5, 20_000, p=tables.start)
+    excess = 0.0
+    for _ in range(tables.horizon):
+        actions = (mass.cumsum(axis=1)[states] < generator.random((len(states), 1))).sum(axis=1)
+        excess += tables.excess[states, actions].mean()
+        after = tables.transition[states, actions].cumsum(axis=1)
+        states = (after < generator.random((len(states), 1))).sum(axis=1)
+    assert excess / tables.horizon == pytest.approx(0.0, abs=1e-3)
+    # Weighing states alike would leave the limit by twice that and more.
+    assert abs((mass * tables.excess).sum(axis=1).mean()) > 2e-3
+
+
 def test_tasks_without_such_an_answer_have_no_tables() -> None:
-    assert exact_tables("AnalyticFinite-v0", cost_limit=12.5, cost_discount=0.9) is None
-    assert exact_tables("AnalyticCorridor-v0", cost_limit=0.0, cost_discount=0.9) is None
-    assert exact_tables("SafetyPointGoal1-v0", cost_limit=25.0, cost_discount=0.9) is None
+    assert exact_tables("AnalyticFinite-v0", step_limit=0.25, cost_discount=0.9) is None
+    assert exact_tables("AnalyticCorridor-v0", step_limit=0.0, cost_discount=0.9) is None
+    assert exact_tables("SafetyPointGoal1-v0", step_limit=0.025, cost_discount=0.9) is None
 
 
 def test_the_limit_of_the_agent_may_differ_from_that_of_the_task() -> None:
