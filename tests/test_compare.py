@@ -13,9 +13,9 @@ from recorded_runs import ENV, write_run
 
 from algd.analysis.statistics import bootstrap_interval
 from algd.experiments.cli import main
-from algd.experiments.compare import Comparison, compare, usable_runs
+from algd.experiments.compare import ALL_ENVIRONMENTS, Comparison, compare, usable_runs
 from algd.experiments.compare_groups import group_runs
-from algd.experiments.compare_tables import csv_table, latex_table, runs_table
+from algd.experiments.compare_tables import csv_table, latex_table, runs_table, terminal_table
 from algd.experiments.config_values import HIDDEN, differing_keys, flatten, shown
 from algd.experiments.figures import on_common_steps, pareto_front
 from algd.experiments.run_data import RunSet, Series, read_runs
@@ -258,9 +258,9 @@ def test_runs_of_different_environments_are_compared_only_inside_each(
     out = capsys.readouterr().out
     titles = [line for line in out.splitlines() if ", cost limit 25" in line]
     assert titles == [
-        "AnalyticBandit1-v0, cost limit 25",
-        "AnalyticIslands-v0, cost limit 25",
-        "all environments, cost limit 25",
+        "AnalyticBandit1-v0, cost limit 25; baseline: multiplier=fixed",
+        "AnalyticIslands-v0, cost limit 25; baseline: multiplier=fixed",
+        "all environments, cost limit 25; baseline: multiplier=fixed",
     ]
 
 
@@ -312,6 +312,35 @@ def test_quantities_of_groups_with_known_numbers(tmp_path: Path) -> None:
     assert dual.values["p_better"].estimate == 1.0
 
 
+def test_a_baseline_that_an_environment_lacks_is_replaced_by_no_other(tmp_path: Path) -> None:
+    write_two_groups(tmp_path)
+    for kind in ("scalar_dual", "scalar_pid"):
+        for seed in range(2):
+            settings = {"multiplier.kind": kind, "env.id": "Other-v0", "seed": seed}
+            evaluations = [(0, 0.0, 0.0), (9, 1.0, 1.0)]
+            write_run(tmp_path / f"other_{kind}_{seed}", evaluations=evaluations, **settings)
+    runs = usable_runs(read_runs([tmp_path]).runs).runs
+    groups = group_runs(runs, by=("env.id",))
+    comparisons = {one.env_id: one for one in compare(groups, baseline="multiplier=fixed")}
+    for row in comparisons["Other-v0"].rows:
+        assert np.isnan(row.values["p_better"].estimate)
+    (everywhere,) = comparisons[ALL_ENVIRONMENTS].rows
+    assert np.isnan(everywhere.values["p_better"].estimate)
+    assert "; baseline: multiplier=fixed" in terminal_table(comparisons[ENV]).splitlines()[0]
+    title = terminal_table(comparisons["Other-v0"]).splitlines()[0]
+    assert title.endswith("; baseline: multiplier=fixed (no run of it here)")
+
+
+def test_a_link_to_a_run_is_followed_and_a_run_is_read_once(tmp_path: Path) -> None:
+    points = [(0, 0.0, 0.0)]
+    write_run(tmp_path / "elsewhere" / "far", evaluations=points, seed=1)
+    write_run(tmp_path / "runs" / "near", evaluations=points, seed=2)
+    (tmp_path / "runs" / "link").symlink_to(tmp_path / "elsewhere" / "far")
+    (tmp_path / "runs" / "again").symlink_to(tmp_path / "runs" / "near")
+    (tmp_path / "runs" / "round").symlink_to(tmp_path / "runs")
+    assert sorted(run.seed for run in read_runs([tmp_path / "runs"]).runs) == [1, 2]
+
+
 def test_a_run_given_twice_under_two_names_counts_once(tmp_path: Path) -> None:
     write_two_groups(tmp_path)
     shutil.copytree(tmp_path / f"{ENV}_fixed_0", tmp_path / "copy")
@@ -342,6 +371,14 @@ def test_curves_are_compared_up_to_the_end_of_the_shortest() -> None:
     assert values == pytest.approx(np.array([[0.0, 1.0, 1.5], [0.0, 2.0, 3.0]]))
 
 
+def test_a_run_that_crashed_does_not_cut_the_curve_of_the_others() -> None:
+    whole = [Series(np.array([0, 10, 20]), np.array([0.0, k, k])) for k in (1.0, 2.0)]
+    crashed = Series(np.array([0]), np.array([9.0]))
+    steps, values = on_common_steps([whole[0], crashed, whole[1]])
+    assert steps.tolist() == [0, 10, 20]
+    assert values.tolist() == [[0.0, 1.0, 1.0], [0.0, 2.0, 2.0]]
+
+
 def test_pareto_front_holds_what_no_other_point_beats() -> None:
     costs = np.array([10.0, 5.0, 5.0, 20.0, 30.0, 1.0])
     returns = np.array([4.0, 2.0, 3.0, 4.0, 9.0, -1.0])
@@ -357,7 +394,7 @@ def test_compare_prints_one_row_per_group_and_writes_tables_and_figures(
     write_two_groups(tmp_path / "runs")
     assert main(["compare", "runs", "--out", "out"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == f"{ENV}, cost limit 25"
+    assert lines[0] == f"{ENV}, cost limit 25; baseline: multiplier=fixed"
     assert lines[2].split()[:3] == ["multiplier=fixed", "5", "3.00"]
     assert lines[3].split()[:3] == ["multiplier=scalar_dual", "5", "30.00"]
     rows = list(csv.DictReader(io.StringIO(Path("out/comparison.csv").read_text())))

@@ -85,8 +85,10 @@ class Row:
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """Rows of one environment; ``rows[0]`` or the one asked for is the baseline.
+    """Rows of one environment.
 
+    baseline: label that ``p_better`` refers to, of ``rows[0]`` unless one was asked for; where no
+        row has it, ``p_better`` is unknown.
     score: the metric whose last value is the return of all columns.
     """
 
@@ -114,7 +116,7 @@ def compare(
 
     Args:
         groups: of usable runs, see ``usable_runs``.
-        baseline: label of the group that ``p_better`` refers to; the first one where None.
+        baseline: label of the group that ``p_better`` refers to; the first of each where None.
         score: metric taken as return. seed: of the bootstrap.
 
     Raises:
@@ -132,10 +134,10 @@ def compare(
     comparisons = []
     for env_id, members in by_environment.items():
         strata = {group.label: ([summaries[run] for run in group.runs],) for group in members}
-        reference = baseline if baseline in strata else members[0].label
+        reference = members[0].label if baseline is None else baseline
         rows = [_row(group, strata, reference, seed) for group in members]
         comparisons.append(Comparison(env_id, reference, score, tuple(rows)))
-    everywhere = _over_environments(comparisons, seed)
+    everywhere = _over_environments(comparisons, seed, baseline)
     return [*comparisons, everywhere] if everywhere is not None else comparisons
 
 
@@ -203,7 +205,9 @@ def _at(series: Series, steps: np.ndarray) -> np.ndarray:
     return series.values[np.maximum(newest, 0)]
 
 
-def _over_environments(comparisons: Sequence[Comparison], seed: int) -> Comparison | None:
+def _over_environments(
+    comparisons: Sequence[Comparison], seed: int, baseline: str | None
+) -> Comparison | None:
     """Compare the groups that all environments have, by what needs no common scale of returns.
 
     Each environment is a stratum of its own.
@@ -215,7 +219,7 @@ def _over_environments(comparisons: Sequence[Comparison], seed: int) -> Comparis
     if not labels:
         return None
     strata = {label: tuple(table[label].summaries for table in tables) for label in labels}
-    reference = comparisons[0].baseline if comparisons[0].baseline in strata else labels[0]
+    reference = labels[0] if baseline is None else baseline
     rows = []
     for label in labels:
         runs = tuple(run for table in tables for run in table[label].group.runs)
@@ -231,8 +235,8 @@ def _row(
     """Return the row of a group; ``strata`` holds the summaries of each label per environment."""
     mine = strata[group.label]
     values = _quantities(mine, seed)
-    is_reference = group.label == reference
-    values["p_better"] = UNKNOWN if is_reference else _p_better(mine, strata[reference])
+    others = strata.get(reference) if group.label != reference else None
+    values["p_better"] = UNKNOWN if others is None else _p_better(mine, others)
     return Row(group, tuple(one for stratum in mine for one in stratum), values)
 
 

@@ -60,7 +60,10 @@ def terminal_table(comparison: Comparison) -> str:
         for line in lines
     ]
     limits = sorted({one.cost_limit for row in comparison.rows for one in row.summaries})
-    title = f"{comparison.env_id}, cost limit {', '.join(f'{limit:g}' for limit in limits)}"
+    title = (
+        f"{comparison.env_id}, cost limit {', '.join(f'{limit:g}' for limit in limits)}"
+        f"{_baseline_note(comparison)}"
+    )
     cut = [f"  {text} = {label}" for label, text in short.items() if text != label]
     if comparison.env_id == ALL_ENVIRONMENTS:
         cut.append(
@@ -89,9 +92,15 @@ def legend(comparison: Comparison) -> str:
         f"{_heading(quantity, comparison)}: {quantity.meaning}"
         for quantity in _terminal_quantities(comparison)
     ]
-    return "\n".join(
-        [*lines, f"[low, high]: 95 % intervals over runs; baseline: {comparison.baseline}"]
-    )
+    return "\n".join([*lines, "[low, high]: 95 % intervals over runs"])
+
+
+def _baseline_note(comparison: Comparison) -> str:
+    """Say what P(better) refers to, where there is something to compare."""
+    if len(comparison.rows) < 2:
+        return ""
+    known = any(row.group.label == comparison.baseline for row in comparison.rows)
+    return f"; baseline: {comparison.baseline}{'' if known else ' (no run of it here)'}"
 
 
 def _terminal_quantities(comparison: Comparison) -> list[Quantity]:
@@ -153,7 +162,7 @@ def latex_table(comparisons: Sequence[Comparison]) -> str:
         " & ".join(["Group", "Runs", *headings]) + r" \\",
     ]
     for comparison in comparisons:
-        title = _latex(comparison.env_id)
+        title = _latex(f"{comparison.env_id}{_baseline_note(comparison)}")
         lines += [
             "\\midrule",
             f"\\multicolumn{{{len(quantities) + 2}}}{{l}}{{\\emph{{{title}}}}} \\\\",

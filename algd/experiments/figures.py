@@ -71,9 +71,9 @@ def curves_figure(comparison: Comparison) -> "Figure":
             steps, values = on_common_steps([run.metrics[name] for run in row.group.runs])
             color, dash = _look(k)
             middle = interquartile_mean(values.T)
-            axes.plot(steps, middle, color=color, linestyle=dash, label=_label(row))
+            axes.plot(steps, middle, color=color, linestyle=dash, label=_label(row, len(values)))
             low, high = bootstrap_band([values], resamples=_BAND_RESAMPLES)
-            if np.isfinite(low).all():
+            if np.isfinite(low).any():
                 axes.fill_between(steps, low, high, color=color, alpha=0.18, linewidth=0)
     _draw_limits(bottom, comparison, vertical=False)
     top.set_ylabel(_score_name(comparison))
@@ -150,8 +150,9 @@ def ablation_figure(comparison: Comparison) -> "Figure":
         ],
     )
     left.invert_yaxis()
-    baseline = rows[names.index(True)].values["return"].estimate
-    left.axvline(baseline, color="0.3", linewidth=1, linestyle=":")
+    if True in names:
+        baseline = rows[names.index(True)].values["return"].estimate
+        left.axvline(baseline, color="0.3", linewidth=1, linestyle=":")
     _draw_limits(right, comparison, vertical=True)
     left.set_xlabel(f"{_score_name(comparison)}, last evaluation")
     right.set_xlabel("cost per episode, last evaluation")
@@ -170,12 +171,14 @@ def pareto_front(costs: np.ndarray, returns: np.ndarray) -> np.ndarray:
 
 
 def on_common_steps(curves: Sequence[Series]) -> tuple[np.ndarray, np.ndarray]:
-    """Return steps (T,) up to the shortest curve's end, and each curve's values there, (n, T).
+    """Return steps (T,) as far as at least half of the curves go, and their values there, (n, T).
 
-    Between its own points a curve is a straight line.
+    Curves that end earlier, as those of crashed runs, are left out. Between its own points a curve
+    is a straight line.
     """
+    last = sorted(int(curve.steps[-1]) for curve in curves)[(len(curves) - 1) // 2]
+    curves = [curve for curve in curves if curve.steps[-1] >= last]
     first = max(int(curve.steps[0]) for curve in curves)
-    last = min(int(curve.steps[-1]) for curve in curves)
     own = np.unique(np.concatenate([curve.steps for curve in curves]))
     steps = own[(own >= first) & (own <= last)]
     if len(steps) == 0:
@@ -242,8 +245,10 @@ def _look(k: int) -> tuple[str, str]:
     return PALETTE[k % len(PALETTE)], _DASHES[k // len(PALETTE) % len(_DASHES)]
 
 
-def _label(row: Row) -> str:
-    text = f"{row.group.label} (n = {len(row.group.runs)})"
+def _label(row: Row, drawn: int | None = None) -> str:
+    """Return the label of a group and its number of runs; of how many if not all are drawn."""
+    runs = len(row.group.runs)
+    text = f"{row.group.label} (n = {runs if drawn in (None, runs) else f'{drawn} of {runs}'})"
     return text if len(text) <= _LONGEST_LABEL else f"{text[: _LONGEST_LABEL - 3]}..."
 
 

@@ -151,7 +151,7 @@ def printable(text: str) -> str:
 
 
 def _search(directory: Path, depth: int = 0) -> Iterable[Path]:
-    if is_run_dir(directory) or (directory / METRICS_FILE).is_file() or is_offline_run(directory):
+    if _holds_run(directory):
         yield directory
     elif depth < _DEEPEST:
         try:
@@ -159,8 +159,18 @@ def _search(directory: Path, depth: int = 0) -> Iterable[Path]:
         except OSError:
             return
         for path in below:
-            if not path.is_symlink() and not path.name.startswith("."):
+            if path.name.startswith("."):
+                continue
+            if not path.is_symlink():
                 yield from _search(path, depth + 1)
+            elif _holds_run(path):  # of other links it is not known where they end
+                yield path
+
+
+def _holds_run(directory: Path) -> bool:
+    return (
+        is_run_dir(directory) or (directory / METRICS_FILE).is_file() or is_offline_run(directory)
+    )
 
 
 def _names(directories: Sequence[Path]) -> list[str]:
