@@ -236,14 +236,25 @@ def _git(*words: str) -> str:
 
 
 def _finished(paths: Sequence[Path]) -> list[StoredRun]:
-    runs = require_runs(paths).runs
-    return [of_run(run) for run in runs if is_complete(run.path, run.total_steps)]
+    found = require_runs(paths)
+    for line in found.skipped:
+        print(line, file=sys.stderr)
+    finished = []
+    for run in found.runs:
+        if is_complete(run.path, run.total_steps):
+            finished.append(of_run(run))
+        else:
+            print(f"left out {run.name}: at step {run.last_step} of {run.total_steps}")
+    return finished
 
 
 def keep(paths: Sequence[Path]) -> int:
-    """Write a file for each finished run."""
+    """Write a file for each finished run; exit code 1 if one holds another configuration."""
     for stored in _finished(paths):
         path = STORED / stored.name
+        if path.is_file() and from_text(path.read_text()).about["config"] != stored.about["config"]:
+            print(f"{stored.name} is stored with another configuration", file=sys.stderr)
+            return 1
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(to_text(stored))
         print(f"kept {stored.name}")

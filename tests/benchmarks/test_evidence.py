@@ -68,6 +68,19 @@ def test_a_run_that_repeats_equals_its_stored_rows_and_another_does_not(
     assert "nothing to compare" in capsys.readouterr().out
 
 
+def test_a_stored_run_is_not_replaced_by_one_of_another_configuration(
+    finished: Path, stored: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = stored / "100/AnalyticBandit1-v0,fac,s0.csv"
+    before = evidence.from_text(path.read_text())
+    config = before.about["config"] | {"constraint.cost_limit": 0.25}
+    other = evidence.to_text(before._replace(about=before.about | {"config": config}))
+    path.write_text(other)
+    assert evidence.keep([finished]) == 1
+    assert "fac,s0.csv is stored with another configuration" in capsys.readouterr().err
+    assert path.read_text() == other
+
+
 def test_the_table_of_the_readme_comes_from_the_stored_runs(
     stored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
