@@ -125,7 +125,9 @@ class SubprocessVectorEnv:
         """Bring the episodes of `snapshot` back (see `VectorCostEnv.restore`)."""
         saved = unpack_snapshot(self._config, self._seed, snapshot)
         for worker in self._workers:
-            worker.send(Command.RESTORE, pack_episodes(saved[worker.rows]))
+            mine = saved[worker.rows]
+            taken = sum(len(episode["actions"]) for episode in mine)  # steps to repeat
+            worker.send(Command.RESTORE, pack_episodes(mine), calls=taken + len(mine))
         parts = self._collect(self._restored_by, lambda block: block.restore(saved[self._own_rows]))
         restored = [one for part in parts for one in part]
         dropped = [index for index, (_, exact) in enumerate(restored) if not exact]

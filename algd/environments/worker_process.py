@@ -41,15 +41,17 @@ class WorkerProcess:
         )
         self._process.start()
         theirs.close()
-        self._deadline = time.monotonic() + self._timeout
+        self._allowed = self._timeout
+        self._deadline = time.monotonic() + self._allowed
 
-    def send(self, command: Command, payload: bytes = b"") -> None:
-        """Give an order; its answer may take `env.worker_timeout` from now.
+    def send(self, command: Command, payload: bytes = b"", *, calls: int = 1) -> None:
+        """Give an order; its answer may take `env.worker_timeout` for each of so many calls.
 
         Raises:
             EnvironmentCrash: the worker has ended.
         """
-        self._deadline = time.monotonic() + self._timeout
+        self._allowed = calls * self._timeout
+        self._deadline = time.monotonic() + self._allowed
         try:
             self._line.send(command + payload)
         except OSError as error:
@@ -66,7 +68,7 @@ class WorkerProcess:
             # Awake only where this process has a core of its own.
             if not self._line.wait_until(self._deadline, awake=self._awake):
                 raise EnvironmentCrash(
-                    f"{self._name()} did not answer within {self._timeout:g} s (env.worker_timeout)"
+                    f"{self._name()} did not answer within {self._allowed:g} s (env.worker_timeout)"
                 )
             message = self._line.receive()
         except (EOFError, OSError) as error:

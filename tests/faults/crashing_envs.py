@@ -19,7 +19,8 @@ class CrashingEnv(gymnasium.Env):
     """Reward and cost 1 per step; the observation is the step and a number of the episode's seed.
 
     In step 3 of the episodes whose seeds are those of ``episodes`` of environment ``index`` it does
-    ``how``: segfault, killed, exception, or hang. ``always`` does it in every episode.
+    ``how``: segfault, killed, exception, or hang. ``always`` does it in every episode. A step takes
+    ``seconds``.
     """
 
     observation_space = Box(-np.inf, np.inf, (2,), np.float32)
@@ -32,9 +33,10 @@ class CrashingEnv(gymnasium.Env):
         index: int = 1,
         episode: int = 1,
         always: bool = False,
+        seconds: float = 0.0,
     ) -> None:
         self.render_mode = render_mode
-        self.how, self.always = how, always
+        self.how, self.always, self.seconds = how, always, seconds
         self.doomed_seed = episode_seed(0, index, episode)
         self.steps, self.doomed, self.mark = 0, False, 0.0
 
@@ -47,6 +49,7 @@ class CrashingEnv(gymnasium.Env):
 
     def step(self, action: Any) -> Any:
         self.steps += 1
+        time.sleep(self.seconds)
         if self.doomed and self.steps == 3:
             if self.how == "segfault":
                 ctypes.string_at(0)

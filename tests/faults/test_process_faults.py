@@ -16,7 +16,9 @@ from faults.tiny_runs import TINY, run, saved_steps
 from faults.wandb_server import WandbServer
 
 from algd.errors import CheckpointError
-from algd.training.run_lock import LOCK_FILE, RunLock
+from algd.training.checkpoint import CheckpointStore
+from algd.training.run_lock import LOCK_FILE, RunLock, writer_of
+from algd.training.trainer import continued
 from algd.training.trainer import resume as resume_run
 
 ROOT = Path(__file__).parents[2]
@@ -249,6 +251,24 @@ def test_an_owner_on_another_machine_is_dead_when_silent_for_ten_minutes(
         ):
             pass
         assert json.loads(path.read_text())["host"] == "elsewhere"
+
+
+def test_a_run_is_continued_from_what_its_last_owner_saved_while_it_waited(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which checkpoint is the newest is asked with the lock in hand."""
+    directory = run(tmp_path / "run")
+    latest, owners = CheckpointStore.latest, []
+
+    def asked(store: CheckpointStore) -> Path | None:
+        owners.append(writer_of(store.run_dir))
+        return latest(store)
+
+    monkeypatch.setattr(CheckpointStore, "latest", asked)
+    continued(directory).close()
+    (owner,) = owners
+    assert owner is not None
+    assert owner.pid == os.getpid()
 
 
 def test_a_released_lock_says_nothing_and_a_foreign_file_is_no_owner(

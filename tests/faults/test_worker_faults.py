@@ -114,6 +114,20 @@ def test_a_worker_lost_between_two_steps_is_found_by_the_snapshot() -> None:
         assert step.obs[:, 0].tolist() == [4.0, 1.0]
 
 
+def test_repeating_running_episodes_may_take_as_long_as_their_steps() -> None:
+    options = {"kwargs": {"episode": 99, "seconds": 0.3}, "worker_timeout": 60.0}
+    with make(**options) as env:
+        env.reset()
+        taken = steps(env, 4)
+        snapshot = env.snapshot()
+    with make(**options) as env:
+        for worker in env._workers:
+            worker._timeout = 1.0  # four steps take 1.2 s
+        obs, dropped = env.restore(snapshot)
+    assert dropped == []
+    assert np.array_equal(obs, taken[-1].obs)
+
+
 def test_training_survives_and_stores_no_row_of_the_crash(tmp_path: Path) -> None:
     config = load_config(
         [],
