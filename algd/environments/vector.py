@@ -136,13 +136,10 @@ class SyncVectorEnv:
         self._block = EnvBlock(config, seed, indices, [-1 for _ in indices], survives=False)
         self.obs_dim, self.action_dim, self.max_episode_steps = self._block.sizes
         self._rows = Rows(np.zeros(config.num_envs, transition_dtype(self.obs_dim)))
-        self._running = self._block.episode_indices  # as of the last step that all finished
 
     def reset(self) -> Float32Array:
         """Start the next episode of each environment; return the observations (N, O)."""
-        observations = self._block.reset()
-        self._running = self._block.episode_indices
-        return observations
+        return self._block.reset()
 
     def step(self, actions: Float32Array) -> StepResult:
         """Step each environment with its row of `actions` (N, A)."""
@@ -157,7 +154,6 @@ class SyncVectorEnv:
     def finish(self) -> StepResult:
         """Step each environment."""
         self._block.step(self._actions, self._rows)
-        self._running = self._block.episode_indices
         return step_result(self._rows)
 
     def snapshot(self) -> dict[str, Any]:
@@ -166,12 +162,12 @@ class SyncVectorEnv:
 
     def lost_snapshot(self) -> dict[str, Any]:
         """Return a snapshot that gives them up (see `VectorCostEnv.lost_snapshot`)."""
-        return pack_lost(self._config, self._seed, self._running, self)
+        # Episodes whose reset raised are among them: what follows is another one.
+        return pack_lost(self._config, self._seed, self._block.episode_indices, self)
 
     def restore(self, snapshot: dict[str, Any]) -> tuple[Float32Array, list[int]]:
         """Bring the episodes of `snapshot` back (see `VectorCostEnv.restore`)."""
         restored = self._block.restore(unpack_snapshot(self._config, self._seed, snapshot))
-        self._running = self._block.episode_indices
         dropped = [index for index, (_, exact) in enumerate(restored) if not exact]
         return np.stack([obs for obs, _ in restored]), dropped
 

@@ -83,6 +83,7 @@ class Trainer:
         self.evaluations: list[dict[str, float]] = []
         self.best_safe: dict[str, float] | None = None
         self._progress_label = progress_label
+        self._env_is_whole = True  # between two steps, from which its episodes can go on
         self.shows_progress = True
         self._resources = ExitStack()
         try:
@@ -246,6 +247,7 @@ class Trainer:
         else:
             obs = self.normalizer.normalize(self.obs)
             action = self.agent.act(obs, generator=self.acting)
+        self._env_is_whole = False
         with self.stop.bounded():
             self.env.start(action)
         return action
@@ -254,6 +256,7 @@ class Trainer:
         """Wait for the environments, store; episodes that ended are reported."""
         with self.stop.bounded():
             step = self.env.finish()
+        self._env_is_whole = True
         self._store(action, step)
         self.normalizer.update(self.obs)
         if self.returns is not None:
@@ -384,7 +387,8 @@ class Trainer:
     def _after_fault(self, fault: Exception) -> EnvironmentFault:
         """Save what can be saved, and say so."""
         try:
-            self._save(with_env=False)
+            if self.env_step > self.saver.last_saved or not self._env_is_whole:
+                self._save(with_env=self._env_is_whole)
             self.saver.require_saved(self.env_step)
             kept = "checkpoint kept"
         except (CheckpointError, DivergenceError) as error:

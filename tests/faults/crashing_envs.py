@@ -19,8 +19,8 @@ class CrashingEnv(gymnasium.Env):
     """Reward and cost 1 per step; the observation is the step and a number of the episode's seed.
 
     In step 3 of the episodes whose seeds are those of ``episodes`` of environment ``index`` it does
-    ``how``: segfault, killed, exception, or hang. ``always`` does it in every episode. A step takes
-    ``seconds``.
+    ``how``: segfault, killed, exception, or hang; ``reset`` raises where such an episode starts.
+    ``always`` does it in every episode. A step takes ``seconds``.
     """
 
     observation_space = Box(-np.inf, np.inf, (2,), np.float32)
@@ -44,6 +44,8 @@ class CrashingEnv(gymnasium.Env):
         super().reset(seed=seed)
         self.steps = 0
         self.doomed = self.always or seed == self.doomed_seed
+        if self.doomed and self.how == "reset":
+            raise ZeroDivisionError("no layout")
         self.mark = float(self.np_random.random())
         return np.array([0.0, self.mark], np.float32), {}
 

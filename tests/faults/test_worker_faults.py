@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from faults.tiny_runs import run
+from faults.tiny_runs import run, saved_steps, training_stream
+from saved_runs import same_bits
 
 from algd.environments.episodes import episode_seed
 from algd.environments.make import EnvConfig
@@ -18,7 +19,7 @@ from algd.environments.subprocess_vector import SubprocessVectorEnv
 from algd.environments.vector import StepResult
 from algd.errors import EnvironmentFault
 from algd.experiments.config import load_config
-from algd.training import trainer
+from algd.training import recording, trainer
 
 CRASHING = "faults.crashing_envs:Crashing-v0"
 HOW = {
@@ -195,3 +196,40 @@ def test_a_run_resumed_after_a_fault_goes_on_with_the_next_episodes(
     assert episodes == expected
     with (run_dir / "metrics.csv").open() as file:
         assert float(list(csv.DictReader(file))[-1]["train/dropped_episodes"]) == 2.0
+
+
+def test_a_run_resumed_after_a_reset_that_raised_does_not_repeat_it(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    broken = {"how": "reset", "index": 0, "episode": 3}
+    with pytest.raises(EnvironmentFault, match="reset raised ZeroDivisionError: no layout"):
+        run(run_dir, env__id=CRASHING, env__kwargs=broken)
+    trainer.resume(run_dir)
+    with (run_dir / "episodes.csv").open() as file:
+        episodes = [int(row["episode_index"]) for row in csv.DictReader(file)]
+    # The step whose reset raised is lost, and with it the record of episode 2.
+    assert episodes[:4] == [0, 1, 4, 5]
+
+
+def test_a_fault_in_an_evaluation_costs_no_episode_of_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    undisturbed = run(tmp_path / "undisturbed")
+    evaluate = recording.evaluate_policy
+
+    def fail_at_60(agent: Any, normalizer: Any, env: Any, **options: Any) -> Any:
+        if (tmp_path / "run" / "checkpoints" / "step_000000000030").exists():
+            raise EnvironmentFault("the scene is gone")
+        return evaluate(agent, normalizer, env, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(recording, "evaluate_policy", fail_at_60)
+        for attempt in (run, lambda directory: trainer.resume(directory)):
+            with pytest.raises(
+                EnvironmentFault, match=r"the scene is gone; .* step 60, checkpoint"
+            ):
+                attempt(tmp_path / "run")
+            assert saved_steps(tmp_path / "run") == [30, 60]
+    trainer.resume(tmp_path / "run")
+    assert same_bits(*(training_stream(one) for one in (tmp_path / "run", undisturbed)))
+    for name in ("metrics.csv", "evaluations.csv"):
+        assert (tmp_path / "run" / name).read_text() == (undisturbed / name).read_text()
