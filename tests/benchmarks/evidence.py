@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from algd.analysis.statistics import mean_interval
-from algd.experiments.compare import Comparison, compare
+from algd.experiments.compare import ALL_ENVIRONMENTS, Comparison, compare
 from algd.experiments.compare_groups import Group
 from algd.experiments.config_values import flatten
 from algd.experiments.run_data import RunData, Series, require_runs
@@ -143,13 +143,17 @@ def budgets_of(runs: Sequence[StoredRun]) -> dict[int, list[StoredRun]]:
 
 
 def comparisons_of(runs: Sequence[StoredRun]) -> list[Comparison]:
-    """Compare presets inside each task; the runs of one budget."""
+    """Compare presets inside each task, then pool each over its own tasks; runs of one budget."""
     cells: dict[tuple[str, str], list[RunData]] = {}
     for stored in runs:
         run = as_run(stored)
         cells.setdefault((run.env_id, stored.about["base"]), []).append(run)
     groups = [Group(env_id, base, tuple(members)) for (env_id, base), members in cells.items()]
-    return compare(groups)
+    each = [one for one in compare(groups) if one.env_id != ALL_ENVIRONMENTS]
+    # Presets ran on different tasks: a row over the tasks that all share would leave most out.
+    labels = dict.fromkeys(group.label for group in groups)
+    pooled = [compare([group for group in groups if group.label == label]) for label in labels]
+    return [*each, *(ones[-1] for ones in pooled if len(ones) > 1)]
 
 
 def markdown(comparisons: Sequence[Comparison]) -> str:
@@ -163,10 +167,11 @@ def markdown(comparisons: Sequence[Comparison]) -> str:
         ascent = [row.group.runs for row in comparison.rows if row.group.label == DUAL_ASCENT]
         for row in comparison.rows:
             runs = row.group.runs
-            several = len({run.env_id for run in runs}) > 1
+            tasks = len({run.env_id for run in runs})
+            several = tasks > 1
             steps = {one.final_step for one in row.summaries}
             cells = [
-                comparison.env_id,
+                f"its {tasks} tasks" if several else comparison.env_id,
                 f"`{row.group.label}`",
                 f"{len(runs)} runs" if several else " ".join(str(run.seed) for run in runs),
                 " to ".join(f"{step / 1000:.0f}k" for step in sorted({min(steps), max(steps)})),
