@@ -262,6 +262,21 @@ def test_a_run_that_went_back_leaves_its_old_future_behind(tmp_path: Path) -> No
     assert_restores(tmp_path, replay, 80)
 
 
+def test_a_policy_of_a_future_that_was_left_gives_way_to_the_one_before(tmp_path: Path) -> None:
+    replay = make_run(tmp_path, [40, 60])
+    store = open_store(tmp_path)
+    for step in (30, 50):
+        store.save_policy("best_safe", step, tree_of(step))
+    store, replay = open_store(tmp_path), make_replay()
+    store.restore_replay(tmp_path / "checkpoints" / "step_000000000040", replay)
+    assert same_bits(store.load_policy("best_safe"), tree_of(50))
+    store.save(45, tree_of(45), replay)
+    assert same_bits(store.load_policy("best_safe"), tree_of(30))
+    store.save_policy("best_safe", 50, tree_of(51))
+    store.save(60, tree_of(60), replay)
+    assert same_bits(store.load_policy("best_safe"), tree_of(51))
+
+
 def test_policies_are_kept_beside_the_checkpoints(tmp_path: Path) -> None:
     replay = make_run(tmp_path, [10])
     store = open_store(tmp_path)

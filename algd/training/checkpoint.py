@@ -16,7 +16,7 @@ A run has one writer; any number of processes may read beside it.
 import logging
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -82,6 +82,7 @@ class CheckpointStore:
             run_dir, rows_per_segment=rows_per_segment, copies=replay_copies
         )
         self._abandoned: list[Path] = []
+        self._abandoned_policies: list[Path] = []
 
     def save(
         self, step: int, tree: dict[str, Any], replay: ReplayBuffer | None, *, keep: int = 2
@@ -101,7 +102,8 @@ class CheckpointStore:
             raise ValueError(f"keep must be >= 1, got {keep}")
         path = self._write(self.checkpoints_dir, step, tree, replay)
         self._prune(path, keep)
-        self._abandoned = []
+        _delete(entry for entry in self._abandoned_policies if entry.exists())
+        self._abandoned, self._abandoned_policies = [], []
         self._collect_segments()
         return path
 
@@ -144,7 +146,7 @@ class CheckpointStore:
     def restore_replay(self, path: Path, replay: ReplayBuffer) -> None:
         """Fill ``replay`` with a checkpoint's rows, and let the run continue from there.
 
-        Checkpoints newer than ``path`` are deleted once the next one is saved.
+        Checkpoints and policies newer than ``path`` are deleted once the next one is saved.
 
         Raises:
             CheckpointError: no rows were saved, a damaged file, or a buffer of another shape.
@@ -155,6 +157,12 @@ class CheckpointStore:
         self.replay_store.read(record, path, replay)
         entries = _entries(self.checkpoints_dir)
         self._abandoned = entries[: entries.index(path)] if path in entries else []
+        self._abandoned_policies = [
+            entry
+            for directory in (self.run_dir / "policies").glob("*")
+            for entry in _entries(directory)
+            if _order(entry)[0] > _order(path)[0]
+        ]
 
     def manifest(self, path: Path) -> Manifest:
         """Return the manifest of a checkpoint.
@@ -228,12 +236,7 @@ class CheckpointStore:
         entries = _entries(current.parent)
         older = [e for e in entries if _order(e)[0] < step and e not in self._abandoned]
         kept = {current, *older[: keep - 1]}
-        for entry in entries:
-            if entry not in kept:
-                try:
-                    remove_directory(entry)
-                except OSError as error:
-                    _log.warning("%s cannot be deleted: %s", entry, error.strerror)
+        _delete(entry for entry in entries if entry not in kept)
 
     def _collect_segments(self) -> None:
         """Delete segments that no checkpoint mentions."""
@@ -294,6 +297,14 @@ def _entries(directory: Path) -> list[Path]:
         return []
     found = [path for path in directory.iterdir() if _NAME.fullmatch(path.name) and path.is_dir()]
     return sorted(found, key=_order, reverse=True)
+
+
+def _delete(entries: Iterable[Path]) -> None:
+    for entry in entries:
+        try:
+            remove_directory(entry)
+        except OSError as error:
+            _log.warning("%s cannot be deleted: %s", entry, error.strerror)
 
 
 def _free_name(directory: Path, step: int) -> str:
