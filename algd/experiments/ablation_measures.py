@@ -231,6 +231,6 @@ def _islands(loaded: LoadedPolicy, probe: AgentEnergy) -> dict[str, float]:
         feasible = task.feasible(state, samples)
         left = (feasible & (samples[:, 0] < 0)).mean()
         right = (feasible & (samples[:, 0] > 0)).mean()
-        held.append(min(left, right) >= _MIN_ISLAND_UNIT)
+        held.append(min(left, right) >= _MIN_ISLAND_SHARE)
         outside.append(1.0 - feasible.mean())
     return {"both_islands": float(np.mean(held)), "infeasible": float(np.mean(outside))}
