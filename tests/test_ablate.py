@@ -248,6 +248,20 @@ def test_an_unfinished_run_is_resumed(tmp_path: Path) -> None:
     assert {**first.measures, "cpu_seconds": 0.0} == {**again.measures, "cpu_seconds": 0.0}
 
 
+def test_islands_are_counted(tmp_path: Path) -> None:
+    cells = plan_cells(
+        AXES["convexification"],
+        [TASKS["islands"]],
+        seeds=1,
+        directory=tmp_path,
+        overrides=TINY | {"multiplier.hidden": [8]},
+    )[:1]
+    (found,) = run_cells(cells, jobs=1, updates=1, say=lambda _: None)
+    assert found.error == ""
+    for name in ("both_islands", "infeasible", "convex", "tv_exact"):
+        assert 0.0 <= found.measures[name] <= 1.0
+
+
 def test_a_corridor_is_held_against_the_safe_optimum(tmp_path: Path) -> None:
     cells = plan_cells(
         AXES["multiplier"],
