@@ -18,7 +18,7 @@ from algd.experiments.lab_arena import arena_observations, arena_position, read_
 from algd.experiments.lab_calibration import _operating_curve
 from algd.experiments.lab_exact import compare_with_exact
 from algd.experiments.lab_rollouts import policy_rollouts, random_rollouts
-from algd.experiments.lab_states import choose_states, embed
+from algd.experiments.lab_states import ModeCount, choose_states, count_modes, embed
 from algd.training.load import LoadedPolicy, load
 from algd.training.trainer import train
 
@@ -264,3 +264,21 @@ def test_the_law_of_cvpo_is_its_old_policy_reweighed(tmp_path: Path) -> None:
     weight = np.interp(drawn.numpy()[:, 0], grid, tilt)
     mean = (weight * drawn.numpy()[:, 0]).sum() / weight.sum()
     assert np.trapezoid(law * grid, grid) / np.trapezoid(law, grid) == pytest.approx(mean, abs=5e-3)
+
+
+def test_modes_are_counted_over_visited_states(
+    bandit: LoadedPolicy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probe = AgentEnergy(bandit)
+    obs = np.linspace(-1.0, 1.0, 300, dtype=np.float32)[:, None]
+
+    def two_wells(row: np.ndarray, actions: np.ndarray) -> np.ndarray:
+        barrier = 20.0 * probe.temperature * (row[0] > 0)
+        return -barrier * np.abs(actions[:, 0])
+
+    monkeypatch.setattr(probe, "energy", two_wells)
+    right = np.full((1_000, 1), 0.9)
+    monkeypatch.setattr(probe, "samples", lambda row, count, seed: right[:count])
+    count = count_modes(probe, obs)
+    assert count == ModeCount(100, pytest.approx(0.5), 0.5)
+    assert np.isnan(count_modes(probe, obs[:100]).reached)

@@ -28,7 +28,13 @@ from algd.experiments.lab_multiplier import (
     map_arena,
 )
 from algd.experiments.lab_rollouts import Rollouts, policy_rollouts, random_rollouts
-from algd.experiments.lab_states import StateView, choose_states, view_state
+from algd.experiments.lab_states import (
+    ModeCount,
+    StateView,
+    choose_states,
+    count_modes,
+    view_state,
+)
 from algd.training.csv_table import read_rows
 from algd.training.load import LoadedPolicy, load
 
@@ -226,6 +232,7 @@ def _tabulate(
     report.add("temperature", probe.temperature, "reward")
     _tabulate_multiplier(report, probe, own)
     _tabulate_states(report, views)
+    _tabulate_modes(report, count_modes(probe, own.obs))
     for name, seen in zip(("policy", "uniform actions"), foresight, strict=True):
         if seen is None:
             continue
@@ -295,9 +302,11 @@ def _tabulate_states(report: LabReport, views: list[StateView]) -> None:
             float(np.mean([error.wasserstein1 for error in errors])),
             "action",
         )
-    counted = [view for view in views if view.modes is not None and view.coverage is not None]
-    if counted:
-        modes = [view.modes.num_modes for view in counted if view.modes is not None]
-        reached = [view.coverage.fraction for view in counted if view.coverage is not None]
-        report.add("modes of the learnt energy's law", float(np.mean(modes)), "mean over states")
-        report.add("modes reached by samples", float(np.mean(reached)), "share")
+
+
+def _tabulate_modes(report: LabReport, count: ModeCount | None) -> None:
+    if count is None:
+        return
+    visited = f"share of {count.num_states} visited states"
+    report.add("several modes in the law of the learnt energy", count.several, visited)
+    report.add("modes reached by samples, where there are several", count.reached, "share of them")

@@ -5,6 +5,7 @@ energies on a line or plane of actions, its Boltzmann law, samples and modes.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +23,8 @@ _SLICE_POINTS = {1: 401, 2: 61}
 _CURVATURE_STEP = 0.05  # of the action: ReLU critics have no curvature at a point
 _NUM_SAMPLES = 4_000
 _NUM_CURVATURE_POINTS = 256
+_NUM_MODE_STATES = 100
+_NUM_MODE_SAMPLES = 1_000
 MAX_EXACT_DIM = 2  # beyond it a slice is not the whole law
 _QUANTILES = (0.1, 0.5, 0.95)
 
@@ -85,6 +88,38 @@ def view_state(probe: AgentEnergy, obs: NDArray[np.float32], *, seed: int = 0) -
         error=sampling_error(samples, density, grid) if whole else None,
         curvature=state_curvature(probe, obs, samples[:_NUM_CURVATURE_POINTS]),
     )
+
+
+class ModeCount(NamedTuple):
+    """num_states: looked at. several: share whose law has two modes or more.
+
+    reached: share of those modes that samples of the policy reach, NaN where no law has several.
+    """
+
+    num_states: int
+    several: float
+    reached: float
+
+
+def count_modes(probe: AgentEnergy, obs: NDArray[np.float32], *, seed: int = 0) -> ModeCount | None:
+    """Count modes of the law of the learnt energy at some of the states (B, O).
+
+    None where actions have too many dimensions for the whole law.
+    """
+    if probe.action_dim > MAX_EXACT_DIM:
+        return None
+    grid = box_grid(probe.action_dim, _SLICE_POINTS[probe.action_dim])
+    actions, reached = grid_points(grid), []
+    chosen = np.linspace(0, len(obs) - 1, min(_NUM_MODE_STATES, len(obs))).astype(int)
+    for index in chosen:
+        values = probe.energy(obs[index], actions)
+        density = boltzmann_density(lambda _, values=values: values, grid, probe.temperature)
+        modes = find_modes(density, grid)
+        if modes.num_modes > 1:
+            samples = probe.samples(obs[index], _NUM_MODE_SAMPLES, seed=seed)
+            reached.append(mode_coverage(samples, modes).fraction)
+    share = float(np.mean(reached)) if reached else float("nan")
+    return ModeCount(len(chosen), len(reached) / len(chosen), share)
 
 
 def state_curvature(
