@@ -301,6 +301,14 @@ def test_a_run_directory_that_holds_a_run_is_refused(
     assert (tmp_path / "taken" / "config.yaml").read_text() == "seed: 0\n"
 
 
+def test_a_run_that_was_killed_before_its_configuration_was_written_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "half" / "checkpoints").mkdir(parents=True)
+    message = fails(capsys, "train", "--resume", "half")
+    assert message.startswith("half holds no config.yaml: its run ended before it began")
+
+
 def test_a_fault_during_training_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -453,6 +453,10 @@ def continued(
     from algd.experiments.config import dump_yaml, load_config
 
     require_run_dir(run_dir)
+    if not (run_dir / "config.yaml").is_file():
+        raise CheckpointError(
+            f"{run_dir} holds no config.yaml: its run ended before it began; start it anew"
+        )
     with RunLock(run_dir):  # a process that is just ending may save once more
         checkpoint = CheckpointStore(run_dir).latest()
         config = load_config([run_dir / "config.yaml"])
