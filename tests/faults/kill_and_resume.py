@@ -1,4 +1,4 @@
-"""Kill training with SIGKILL at random moments, resume it, and compare with an undisturbed run.
+"""Kill or stop training at random moments, resume it, and compare with an undisturbed run.
 
 In: a number of kills and a seed. Out: a table, and exit code 1 unless every resumed run equals its
 undisturbed twin bit for bit: metrics, episodes, weights, optimisers, generators, replay, kept
@@ -7,8 +7,9 @@ policy; and unless every checkpoint on the disk after every kill was readable.
     python tests/faults/kill_and_resume.py --kills 100 --seed 0
 
 Each kill falls into one phase of the run, in turn: the k-th time that the child process enters it,
-k random, the parent waits a random part of what the phase takes and sends SIGKILL. Processes are
-forked after the imports, so that a trial costs about the time of its training.
+k random, the parent waits a random part of what the phase takes and sends SIGKILL, or SIGTERM, upon
+which the child saves and ends. Processes are forked after the imports, so that a trial costs about
+the time of its training.
 """
 
 # ruff: noqa: E402 - the path comes first, so that this file runs by its name alone
@@ -38,6 +39,7 @@ from alam.replay import ReplayBuffer
 from algd.experiments.config import load_config
 from algd.training import finishing, lockstep, recording, trainer
 from algd.training.checkpoint import CheckpointStore
+from algd.training.stopping import Interrupted
 from algd.training.trainer import Trainer, resume, train
 from algd.training.wandb_file import offline_rows
 
@@ -49,6 +51,8 @@ PHASES: dict[str, tuple[Any, str]] = {
     "step": (Trainer, "_finish_step"),
     "resume": (trainer, "restore_training"),
 }
+STOPPED = 75  # exit code of a child that SIGTERM has ended
+_STOP_SHARE = 0.4  # of the signals are SIGTERM
 TINY = {
     "env.id": "AnalyticCorridor-v0",
     "constraint.cost_limit": 2.0,
@@ -100,7 +104,8 @@ class Reference:
 class Result:
     """What became of the kills."""
 
-    kills: dict[str, int] = field(default_factory=dict)
+    kills: dict[str, int] = field(default_factory=dict)  # stops included
+    stops: int = 0
     resumes: int = 0
     runs: int = 0
     unequal: list[str] = field(default_factory=list)
@@ -177,6 +182,8 @@ def child(run_dir: Path, overrides: dict[str, Any], pipe: int, log: Path) -> Non
             shutil.rmtree(run_dir, ignore_errors=True)
             train(load_config([], overrides), run_dir)
         code = 0
+    except Interrupted:
+        code = STOPPED
     except BaseException:
         import traceback
 
@@ -241,8 +248,13 @@ def kill(
     phase: str,
     entry: int,
     delay: float,
+    number: signal.Signals,
 ) -> bool:
-    """Kill a child ``delay`` seconds after its n-th entry into a phase; return whether it lived."""
+    """Kill a child ``delay`` seconds after its n-th entry into a phase; return whether it lived.
+
+    Args:
+        number: SIGKILL, or SIGTERM and wait for its end.
+    """
     index, seen = list(PHASES).index(phase), 0
     pid, reader = start(run_dir, overrides, log)
     for mark in marks(reader):
@@ -250,10 +262,15 @@ def kill(
         if seen == entry:
             break
     time.sleep(delay)
-    os.kill(pid, signal.SIGKILL)  # of a child that has ended too: it is not yet waited for
+    os.kill(pid, number)  # of a child that has ended too: it is not yet waited for
+    if number == signal.SIGTERM:
+        for _ in marks(reader):
+            pass
     os.close(reader)
     _, status = os.waitpid(pid, 0)
-    return os.WIFSIGNALED(status)
+    if not os.WIFSIGNALED(status) and os.WEXITSTATUS(status) not in (0, STOPPED):
+        raise RuntimeError(f"{run_dir} ended with {status}:\n{log.read_text()}")
+    return os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == STOPPED
 
 
 def kill_and_resume(
@@ -282,8 +299,10 @@ def kill_and_resume(
                 phase = "resume"
             entry = source.randint(1, max(1, reference.entries[phase]))
             delay = source.uniform(0.0, max(reference.seconds[phase], 0.002))
-            if kill(run_dir, overrides, log, phase=phase, entry=entry, delay=delay):
+            kind = signal.SIGTERM if source.random() < _STOP_SHARE else signal.SIGKILL
+            if kill(run_dir, overrides, log, phase=phase, entry=entry, delay=delay, number=kind):
                 result.kills[phase] = result.kills.get(phase, 0) + 1
+                result.stops += kind == signal.SIGTERM
             result.unreadable += unreadable_checkpoints(run_dir)
         result.resumes += 1
         equal = same_bits(finish(run_dir, overrides, log).state, reference.state)
@@ -315,7 +334,8 @@ def main() -> int:
         variants=options.variants,
     )
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
-    print(f"kills by phase: {result.kills}, together {sum(result.kills.values())}")
+    together = f"{sum(result.kills.values())}, of which {result.stops} by SIGTERM"
+    print(f"kills by phase: {result.kills}, together {together}")
     print(f"runs killed and resumed to the end: {result.runs}; unequal: {len(result.unequal)}")
     print(f"unreadable checkpoints after a kill: {len(result.unreadable)}")
     print(f"{time.perf_counter() - began:.0f} s, {children.ru_utime:.0f} s of processor time")
