@@ -111,5 +111,8 @@ def resolve_device(name: str) -> torch.device:
     """Return the device that ``auto``, ``cpu`` or ``cuda`` stands for here."""
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
-        raise ConfigError("train.device is 'cuda', but torch sees no CUDA device; use auto or cpu")
+        raise ConfigError(
+            "train.device is 'cuda', but torch sees no CUDA device; use auto or cpu (a run that is "
+            "continued reads it from its config.yaml)"
+        )
     return torch.device("cuda" if name != "cpu" and available else "cpu")

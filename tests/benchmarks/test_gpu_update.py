@@ -9,7 +9,12 @@ pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("no_shape_checks")]
 
 
 def run_alike(eager: StepUpdates, captured: StepUpdates) -> None:
-    """Take the same steps with both; the last ones of ``captured`` are graphs."""
+    """Take the same steps with both; the last ones of ``captured`` are graphs.
+
+    Graphs read learning rates from float32 tensors, which are not the numbers of the configuration.
+    """
+    for agent in eager.agents:
+        agent.hold_learning_rates_on_device()
     for _ in range(6):
         eager.run()
         captured.run()
