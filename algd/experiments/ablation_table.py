@@ -122,12 +122,12 @@ def markdown(axis: Axis, rows: Sequence[Row], failed: Sequence[CellResult] = ())
         here = [row for row in rows if row.task == task]
         lines += ["", f"## {task}", "", *_task_table(axis, here, empty)]
     if failed:
-        lines += ["", "## Failed, and so in no mean above", "", *map(failure_line, failed)]
+        lines += ["", "## Failed, and so in no mean above", "", *map(_failure_line, failed)]
     lines += ["", "## Verdicts", "", *verdict_lines(axis, rows)]
     return "\n".join(lines) + "\n"
 
 
-def failure_line(result: CellResult) -> str:
+def _failure_line(result: CellResult) -> str:
     """Say which cell failed, and why."""
     cell = result.cell
     return f"- {cell.task.name}, {cell.variant.name}, seed {cell.seed}: {result.error}"

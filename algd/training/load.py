@@ -40,6 +40,9 @@ class LoadedPolicy:
         self.obs_dim: int = task["obs_dim"]
         self.action_low = np.asarray(task["action_low"], dtype=np.float64)
         self.action_high = np.asarray(task["action_high"], dtype=np.float64)
+        self._center = (self.action_low + self.action_high) / 2  # as the environment rescales
+        self._half_range = (self.action_high - self.action_low) / 2
+        self._least, self._greatest = _float32_box(self.action_low, self.action_high)
         self.normalizer = make_normalizer(config.train, self.obs_dim)
         self.agent: TrainedAgent = make_agent(
             config,
@@ -64,10 +67,8 @@ class LoadedPolicy:
             )
         batch = self.normalizer.normalize(array.reshape(-1, self.obs_dim))
         normalised = self.agent.act(batch, generator=self.generator, deterministic=deterministic)
-        center = (self.action_low + self.action_high) / 2  # as the environment's own rescaling
-        half_range = (self.action_high - self.action_low) / 2
-        action = (center + half_range * normalised.astype(np.float64)).astype(np.float32)
-        inside = np.clip(action, *_float32_box(self.action_low, self.action_high))
+        action = self._center + self._half_range * normalised.astype(np.float64)
+        inside = np.clip(action.astype(np.float32), self._least, self._greatest)
         return inside.reshape(*array.shape[:-1], -1)
 
 

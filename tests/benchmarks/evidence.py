@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from algd.analysis.statistics import mean_interval
+from algd.experiments.arguments import positive_int
 from algd.experiments.compare import ALL_ENVIRONMENTS, Comparison, compare
 from algd.experiments.compare_groups import Group
 from algd.experiments.config_values import flatten
@@ -358,10 +359,10 @@ def main() -> int:
     verb = verbs.add_parser("table", help="write the README's table from the stored runs")
     verb.add_argument("--figures", type=Path, metavar="DIR")
     verb = verbs.add_parser("late", help="print how the last training episodes of runs went")
-    verb.add_argument("steps", type=int)
+    verb.add_argument("steps", type=positive_int)
     verb.add_argument("env_id", metavar="TASK")
     verb.add_argument("presets", nargs="+", metavar="PRESET")
-    verb.add_argument("--episodes", type=int, default=100)
+    verb.add_argument("--episodes", type=positive_int, default=100)
     options = parser.parse_args()
     if options.verb == "late":
         return late(options.steps, options.env_id, options.presets, options.episodes)
