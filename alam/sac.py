@@ -268,8 +268,8 @@ class GaussianLearner(ConstrainedLearner):
         return self.policy.sample(self._on_device(obs), noise.to(self.device))[0].cpu().numpy()
 
     @cached_property
-    def _row_sampler(self) -> KeptSampler:
-        return KeptSampler(self.policy, lambda: GaussianSampler(self.policy))
+    def _row_sampler(self) -> KeptSampler[GaussianPolicy]:
+        return KeptSampler(self.policy, GaussianSampler)
 
 
 class SACAgent(GaussianLearner):

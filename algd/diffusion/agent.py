@@ -82,7 +82,7 @@ class ALGDAgent(ConstrainedLearner):
         self.num_levels = config.policy.schedule.num_train_timesteps
         # The DDPM form of the release has no sampler of its own.
         self._row_sampler = (
-            KeptSampler(self.policy, lambda: ChainSampler(self.policy))
+            KeptSampler(self.policy, ChainSampler)
             if getattr(config.policy, "variant", None) != "ddpm"
             else None
         )

@@ -4,8 +4,8 @@ Run on a machine with a GPU: `python tests/benchmarks/gpu_update.py` (--seeds se
 updated in one graph; --compile adds torch.compile under the graphs of one seed and leaves several
 out). Prints a table and writes ``results/gpu_update.json``: the captured updates of one seed, as
 `train.cuda_graph` takes them, against the eager ones, and those of several seeds against those of
-one. Without a GPU it prints how many kernels these updates launch and how much they write, which
-needs none.
+one; one action by the policy's copy on the host and by the device. Without a GPU it prints how many
+kernels these updates launch and how much they write, which needs none.
 
 Replay rows are drawn on the device; Adam counts its steps there (capturable); the update asks the
 host for nothing, which the sync debug mode of torch enforces here and ``test_no_host_sync.py`` on a
@@ -15,6 +15,7 @@ CPU.
 import argparse
 import json
 import sys
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -24,10 +25,12 @@ from unittest.mock import patch
 if __name__ == "__main__":
     sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
 
+import numpy as np
 import torch
 from benchmarks.pairs import ACTION, BATCH, OBS, Agent, agent_of, optimizers_of, update_alone
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from alam.acting import KeptSampler
 from alam.captured import CapturedUpdates
 from alam.networks import EnsembleMLP
 from alam.replay import JointReplay
@@ -143,6 +146,23 @@ def _run_often(steps: StepUpdates) -> None:
         steps.run()
 
 
+def action_microseconds(agent: Agent, *, rounds: int, calls: int = 100) -> dict[str, float]:
+    """Return the median time of one action, updates apart, by each of the two ways."""
+    obs, generator = np.ones((1, OBS), np.float32), torch.Generator()
+    times: dict[str, list[float]] = {"host": [], "device": []}
+    for _ in range(rounds + 1):
+        for name, taken in times.items():
+            sampler = KeptSampler.get if name == "host" else lambda _: None
+            with patch.object(KeptSampler, "get", sampler):
+                agent.act(obs, generator=generator)
+                torch.cuda.synchronize()
+                start = time.perf_counter()
+                for _ in range(calls):
+                    agent.act(obs, generator=generator)
+                taken.append(1e6 * (time.perf_counter() - start) / calls)
+    return {f"act_{name}_us": float(np.median(taken[1:])) for name, taken in times.items()}
+
+
 def measure(preset: str, *, compiled: bool, rounds: int, seeds: int) -> dict[str, Any]:
     """Return the medians of alternating runs of the eager loop and the graphs.
 
@@ -175,6 +195,7 @@ def measure(preset: str, *, compiled: bool, rounds: int, seeds: int) -> dict[str
         "minutes_for_1e6_updates": 1e6 * medians["graph"] / UPDATES / 6e4,
         "host_syncs": 0,
         "compiled": compiled,
+        **action_microseconds(agents[0], rounds=rounds),
     }
     if not compiled:
         row["seeds"] = seeds

@@ -89,6 +89,27 @@ def test_weights_that_move_in_memory_are_followed() -> None:
     assert np.abs(after - before).max() > 1e-3
 
 
+@pytest.mark.parametrize("preset", ["release_vesde", "sac_alam", "algd"])
+def test_weights_on_another_device_are_copied_before_each_action(
+    preset: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    followed, copied = agent_of(preset), agent_of(preset)
+    row = np.ones((1, OBS), np.float32)
+    actions = []
+    for _ in range(3):
+        expected = followed.act(row, generator=torch.Generator().manual_seed(5))
+        with monkeypatch.context() as elsewhere:
+            elsewhere.setattr("alam.acting._on_host", lambda _: False)
+            actual = copied.act(row, generator=torch.Generator().manual_seed(5))
+        assert np.array_equal(actual, expected)
+        actions.append(actual)
+        for agent in (followed, copied):
+            for parameter in agent.policy.parameters():
+                parameter.data.mul_(1.2)  # as a replayed graph: no version counter moves
+    assert not np.array_equal(actions[0], actions[1])
+    assert not np.array_equal(actions[1], actions[2])
+
+
 @pytest.mark.parametrize("factor", [float("nan"), float("inf"), 1e30])
 @pytest.mark.parametrize("preset", ["release_vesde", "sac_alam", "algd"])
 def test_weights_that_diverged_act_without_a_word(preset: str, factor: float) -> None:

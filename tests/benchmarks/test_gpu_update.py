@@ -1,9 +1,10 @@
 """Captured updates on a GPU do what the eager ones do, without host syncs."""
 
+import numpy as np
 import pytest
 import torch
 from benchmarks.gpu_update import PRESETS, StepUpdates, count_syncs
-from benchmarks.pairs import agent_of, make_batch, tensors_of_agent
+from benchmarks.pairs import BATCH, OBS, agent_of, make_batch, tensors_of_agent
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("no_shape_checks")]
 
@@ -74,3 +75,15 @@ def test_update_on_the_gpu_equals_that_on_the_cpu(preset: str) -> None:
         torch.testing.assert_close(
             tensors_of_agent(device)[name].cpu(), value, rtol=0.0, atol=1e-5, msg=name
         )
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_one_action_on_the_gpu_is_that_of_the_present_weights(preset: str) -> None:
+    agent = agent_of(preset, device="cuda")
+    row = np.ones((1, OBS), np.float32)
+    for _ in range(2):
+        agent.update(make_batch(BATCH, device="cuda"))
+        action = agent.act(row, generator=torch.Generator(), deterministic=True)
+        with torch.no_grad():
+            expected = agent.policy.mode(torch.from_numpy(row).cuda()).cpu()
+        np.testing.assert_allclose(action, expected.numpy(), rtol=0.0, atol=1e-5)
