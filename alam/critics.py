@@ -5,6 +5,7 @@ Relations: clipped double Q-learning for the reward (the minimum of two); an ens
 pessimistically, for the cost (arXiv 2602.02924); reachability targets as in arXiv 2205.07536.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -12,7 +13,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from alam.networks import Activation, EnsembleMLP, Slopes, make_adam, polyak_update
+from alam.networks import (
+    Activation,
+    EnsembleMLP,
+    InitialWeights,
+    Slopes,
+    make_adam,
+    polyak_update,
+)
 from alam.types import Batch, Metrics
 
 _VARIANCE_FLOOR = 1e-12  # keeps the gradient of the standard deviation finite at agreement
@@ -30,11 +38,15 @@ class CriticConfig:
         network, so that their spread keeps measuring disagreement; a number k: all to max(0,
         mean + k * standard deviation) of the target networks. A policy that seeks low cost finds
         where a critic errs low, and such errors feed themselves; so does pessimism, by about k
-        standard deviations at every step of the horizon, which is why k is to be small.
+        standard deviations at every step of the horizon, which is why k is to be small. One critic
+        alone has no spread.
     mask_terminated_cost: stop bootstrapping the cost at terminations; the released ALGD code
         does not on Safety-Gymnasium.
     target_update_rate, target_update_interval: Polyak rate, and updates between two applications.
     hidden, reward_activation, cost_activation: of the networks. learning_rate: of their Adam.
+    initial_weights: ``uniform`` as in ``torch.nn.Linear``, or ``released``, as the released codes
+        of ALGD and CAL draw them: Xavier for the reward, normal for the cost (which they mean to
+        truncate; the truncated copy is not used), biases 0.
     discount, cost_discount: per step, of reward and of cost; the threshold follows the latter.
     """
 
@@ -49,6 +61,7 @@ class CriticConfig:
     bootstrap_pessimism: float | None = None
     mask_terminated_cost: bool = True
     learning_rate: float = 3e-4
+    initial_weights: Literal["uniform", "released"] = "uniform"
     target_update_rate: float = 0.005
     target_update_interval: int = 1
 
@@ -59,6 +72,11 @@ class CriticConfig:
             raise ValueError(f"hidden must be one or more positive widths, got {self.hidden}")
         if self.num_cost_critics < 1:
             raise ValueError(f"num_cost_critics must be >= 1, got {self.num_cost_critics}")
+        if not math.isfinite(self.cost_pessimism):
+            raise ValueError(f"cost_pessimism must be finite, got {self.cost_pessimism}")
+        k = self.bootstrap_pessimism
+        if k is not None and not 0.0 <= k < float("inf"):
+            raise ValueError(f"bootstrap_pessimism must be null or >= 0, got {k}")
         for name in ("discount", "cost_discount"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
@@ -150,17 +168,22 @@ class SafeCritics(nn.Module):
         self.config = config
         parts = (obs_dim, action_dim)
 
-        def ensemble(members: int, activation: Activation) -> EnsembleMLP:
+        def ensemble(members: int, activation: Activation, released: InitialWeights) -> EnsembleMLP:
             return EnsembleMLP(
-                members, parts, config.hidden, 1, activation=activation, generator=generator
+                *(members, parts, config.hidden, 1),
+                activation=activation,
+                initial=released if config.initial_weights == "released" else "uniform",
+                generator=generator,
             )
 
-        self.reward = ensemble(2, config.reward_activation)
-        self.cost = ensemble(config.num_cost_critics, config.cost_activation)
-        self.reward_target = ensemble(2, config.reward_activation).requires_grad_(False)
-        self.cost_target = ensemble(config.num_cost_critics, config.cost_activation).requires_grad_(
-            False
-        )
+        def both() -> tuple[EnsembleMLP, EnsembleMLP]:
+            return (
+                ensemble(2, config.reward_activation, "xavier"),
+                ensemble(config.num_cost_critics, config.cost_activation, "normal"),
+            )
+
+        self.reward, self.cost = both()
+        self.reward_target, self.cost_target = (net.requires_grad_(False) for net in both())
         self.reward_target.load_state_dict(self.reward.state_dict())
         self.cost_target.load_state_dict(self.cost.state_dict())
 

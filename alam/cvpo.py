@@ -240,7 +240,8 @@ class CVPOAgent(GaussianLearner):
             likelihood = weighted_likelihood(
                 latent, weights, mean, old_log_std
             ) + weighted_likelihood(latent, weights, old_mean, log_std)
-            loss = -likelihood + (self.kl_coefs * excess).sum()
+            # A mean over the samples, as its code takes it: its coefficients go with that.
+            loss = -likelihood / len(latent) + (self.kl_coefs * excess).sum()
             self.policy_optimizer.zero_grad(set_to_none=True)
             loss.backward()
             self.policy_optimizer.step()

@@ -43,8 +43,12 @@ class GaussianPolicyConfig:
             raise ValueError(f"hidden must be one or more positive widths, got {self.hidden}")
         if self.entropy_coef != "auto" and not 0 <= self.entropy_coef < float("inf"):
             raise ValueError(f"entropy_coef must be 'auto' or >= 0, got {self.entropy_coef}")
-        if not self.initial_entropy_coef > 0:
-            raise ValueError(f"initial_entropy_coef must be > 0, got {self.initial_entropy_coef}")
+        if not 0 < self.initial_entropy_coef < float("inf"):
+            raise ValueError(
+                f"initial_entropy_coef must be positive, got {self.initial_entropy_coef}"
+            )
+        if self.target_entropy is not None and not math.isfinite(self.target_entropy):
+            raise ValueError(f"target_entropy must be null or finite, got {self.target_entropy}")
         if self.update_interval < 1:
             raise ValueError(f"update_interval must be >= 1, got {self.update_interval}")
         if not 0.0 < self.learning_rate < float("inf"):

@@ -108,8 +108,8 @@ class ConstraintConfig:
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     def __post_init__(self) -> None:
-        if self.cost_limit < 0:
-            raise ValueError(f"cost_limit must be >= 0, got {self.cost_limit}")
+        if not 0 <= self.cost_limit < float("inf"):
+            raise ValueError(f"cost_limit must be >= 0 and finite, got {self.cost_limit}")
         if not 0 < self.penalty_coef < float("inf"):
             raise ValueError(
                 f"penalty_coef must be positive and finite, got {self.penalty_coef} "

@@ -94,6 +94,11 @@ class ScalarDualConfig:
     def __post_init__(self) -> None:
         _require_positive(self, "learning_rate", "interval", "multiplier_max")
         _require_non_negative(self, "initial_value")
+        if self.initial_value > self.multiplier_max:
+            raise ValueError(
+                f"initial_value must be <= multiplier_max ({self.multiplier_max}), got "
+                f"{self.initial_value}"
+            )
         if self.parameterization == "log" and self.initial_value == 0.0:
             raise ValueError(
                 "initial_value must be > 0 with parameterization 'log', got 0.0 "
@@ -581,9 +586,13 @@ class StatewiseDual(StatewiseMultiplier[StatewiseDualConfig]):
     def loss(self, value: Float[Tensor, " B"], violation: Float[Tensor, " B"]) -> Float[Tensor, ""]:
         """Return -E[value * violation]; beyond the bound ascent stops, descent does not.
 
-        A clipped multiplier would carry no gradient there, and so never come back.
+        A clipped multiplier would carry no gradient there, and so never come back. An output that
+        reaches 0 stops there, as projected ascent does: what went on down would have to come back
+        first. ``softplus`` goes on, as in FAC's code.
         """
         held = (value >= self.config.multiplier_max) & (violation > 0)
+        if self.config.output != "softplus":
+            held = held | ((value < _AT_REST) & (violation < 0))
         return -(torch.where(held, value.detach(), value) * violation).mean()
 
     def count_update(self) -> bool:

@@ -21,6 +21,7 @@ from alam.cpu_passes import Member, Passes, broadcast_leading, members_of, run
 from alam.vmap_rules import affine, is_transformed, silu
 
 Activation = Literal["relu", "silu", "tanh", "mish"]
+InitialWeights = Literal["uniform", "xavier", "normal"]
 _ACTIVATIONS = {"relu": F.relu, "silu": silu, "tanh": torch.tanh, "mish": F.mish}
 
 
@@ -37,8 +38,10 @@ class EnsembleMLP(nn.Module):
         hidden: widths of the hidden layers.
         out_features: width of the output.
         activation: of the hidden layers.
-        generator: source of the initial weights, uniform within 1 / sqrt(fan in) as in
-            ``torch.nn.Linear``.
+        initial: ``uniform`` within 1 / sqrt(fan in), biases too, as in ``torch.nn.Linear``;
+            ``xavier``, uniform within sqrt(6 / (fan in + fan out)), or ``normal`` of deviation
+            1 / (2 sqrt(fan in)), both with biases 0.
+        generator: source of the initial weights.
     """
 
     def __init__(
@@ -49,6 +52,7 @@ class EnsembleMLP(nn.Module):
         out_features: int,
         *,
         activation: Activation = "relu",
+        initial: InitialWeights = "uniform",
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
@@ -61,11 +65,17 @@ class EnsembleMLP(nn.Module):
         self.weights = nn.ParameterList()
         self.biases = nn.ParameterList()
         for fan_in, fan_out in pairwise(sizes):
-            bound = fan_in**-0.5
             weight = torch.empty(num_members, fan_in, fan_out)
-            bias = torch.empty(num_members, 1, fan_out)
-            self.weights.append(weight.uniform_(-bound, bound, generator=generator))
-            self.biases.append(bias.uniform_(-bound, bound, generator=generator))
+            bias = torch.zeros(num_members, 1, fan_out)
+            if initial == "normal":
+                weight.normal_(0.0, 0.5 * fan_in**-0.5, generator=generator)
+            else:
+                bound = (6 / (fan_in + fan_out)) ** 0.5 if initial == "xavier" else fan_in**-0.5
+                weight.uniform_(-bound, bound, generator=generator)
+                if initial == "uniform":
+                    bias.uniform_(-bound, bound, generator=generator)
+            self.weights.append(weight)
+            self.biases.append(bias)
 
     def project(self, x: Float[Tensor, "... F"], part: int) -> "Projection":
         """Return the product of an input part with its block of the first layer.
@@ -217,10 +227,14 @@ class MLP(EnsembleMLP):
         out_features: int,
         *,
         activation: Activation = "relu",
+        initial: InitialWeights = "uniform",
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__(
-            1, in_features, hidden, out_features, activation=activation, generator=generator
+            *(1, in_features, hidden, out_features),
+            activation=activation,
+            initial=initial,
+            generator=generator,
         )
 
     def forward(self, *inputs: Tensor | Projection, frozen: bool = False) -> Float[Tensor, "..."]:

@@ -203,6 +203,8 @@ def test_cal_has_the_settings_of_its_code() -> None:
     config = load_config(["cal"])
     assert (config.critics.num_cost_critics, config.critics.cost_pessimism) == (4, 0.5)
     assert (config.train.updates_per_step, config.train.batch_size) == (10.0, 12)
+    assert (config.train.warmup, config.train.initial_updates_per_step) == ("policy", 5.0)
+    assert config.critics.initial_weights == "released"
     assert (config.constraint.penalty_coef, config.constraint.hinge) == (10.0, "batch")
     assert (config.critics.target_update_interval, config.critics.mask_terminated_cost) == (
         2,
@@ -227,12 +229,13 @@ def test_rac_regresses_to_the_worst_cost_ahead_and_allows_none() -> None:
 def test_rac_has_three_time_scales() -> None:
     agent = sac_of("rac")
     batch = batch_of()
-    changed: dict[str, list[int]] = {"critics": [], "policy": [], "multiplier": []}
     parts = {
         "critics": agent.critics.reward,
+        "targets": agent.critics.reward_target,
         "policy": agent.policy,
         "multiplier": agent.multiplier,
     }
+    changed: dict[str, list[int]] = {name: [] for name in parts}
     for number in range(1, 25):
         before = {name: _flat(part) for name, part in parts.items()}
         agent.update(batch)
@@ -240,7 +243,7 @@ def test_rac_has_three_time_scales() -> None:
             if not torch.equal(before[name], _flat(part)):
                 changed[name].append(number)
     assert changed["critics"] == list(range(1, 25))
-    assert changed["policy"] == [4, 8, 12, 16, 20, 24]
+    assert changed["policy"] == changed["targets"] == [4, 8, 12, 16, 20, 24]
     assert changed["multiplier"] == [12, 24]
 
 

@@ -444,6 +444,10 @@ def test_a_mistake_is_one_line_naming_key_allowed_got_and_source(
     assert mistake(overrides) == f"command line: {message}"
 
 
+def test_the_dual_of_cvpo_reads_a_calibrated_threshold() -> None:
+    assert load_config(["cvpo"], {"constraint.calibration_rate": 0.1}).policy.kind == "cvpo"
+
+
 def test_a_mistake_in_a_file_names_the_file(tmp_path: Path) -> None:
     path = write(tmp_path / "a.yaml", "critics: {discount: 1.5}\n")
     assert file_mistake(path) == f"{path}: critics.discount must be in [0, 1], got 1.5"

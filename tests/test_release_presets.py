@@ -5,6 +5,7 @@ Expected values are worked out here from the formulas, without the functions und
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -106,6 +107,20 @@ def test_pace_is_as_released(config: ExperimentConfig) -> None:
     assert train.normalize_obs is False
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"chain_coef": -1.0}, "chain_coef must be >= 0, got -1"),
+        ({"chain_coef": 0.0, "score_coef": 0.0}, "chain_coef and score_coef are both 0"),
+        ({"embedding_dim": 0}, "embedding_dim must be >= 1, got 0"),
+        ({"num_timesteps": 1}, "num_timesteps of variant 'vesde' must be >= 2, got 1"),
+    ],
+)
+def test_impossible_policies_are_refused_by_name(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ReleasePolicyConfig(**changes)
+
+
 def test_policy_settings_are_as_released(config: ExperimentConfig) -> None:
     policy = config.policy
     assert isinstance(policy, ReleasePolicyConfig)
@@ -137,6 +152,23 @@ def test_critic_networks_are_twins_and_an_ensemble_of_four() -> None:
     assert widths(critics.cost.weights) == [(4, wide, 256), (4, 256, 256), (4, 256, 1)]
     names = (critics.reward.activation_name, critics.cost.activation_name)
     assert names == ("relu", "silu")
+
+
+def test_weights_start_as_released() -> None:
+    """Xavier-uniform twins and policy, a normal ensemble for the cost; biases 0."""
+    agent = agent_of("release_vesde")
+    twins, costs, policy = agent.critics.reward, agent.critics.cost, policy_of(agent).network
+    assert all(not bias.any() for net in (twins, costs, policy) for bias in net.biases)
+    for net in (twins, policy):
+        for weight in net.weights:
+            bound = (6 / (weight.shape[1] + weight.shape[2])) ** 0.5
+            assert weight.abs().max().item() == pytest.approx(bound, rel=0.1)
+            assert weight.abs().max() <= bound
+    for weight in costs.weights:
+        assert weight.std().item() == pytest.approx(0.5 * weight.shape[1] ** -0.5, rel=0.1)
+    for target, net in ((agent.critics.reward_target, twins), (agent.critics.cost_target, costs)):
+        for mine, other in zip(target.parameters(), net.parameters(), strict=True):
+            assert torch.equal(mine, other)
 
 
 def test_pessimistic_cost_is_mean_plus_one_unbiased_deviation() -> None:

@@ -19,11 +19,22 @@ from alam.networks import Activation
 from alam.types import Metrics
 from algd.diffusion.cpu_chain import ChainStep, can_run, run_chain
 from algd.diffusion.denoiser import PredictionType, ScoreNetwork
-from algd.diffusion.schedule import NoiseSchedule, ScheduleConfig
+from algd.diffusion.schedule import NoiseSchedule, ScheduleConfig, closed_form_levels
 from algd.diffusion.score import Estimator, antithetic, estimate_score, propose
 from algd.diffusion.temperature import TemperatureConfig
 
+# Of a schedule's last level; squared, it is by how much the variance of a score target grows.
+_LEAST_ALPHA = 0.1
 _LATENT_LIMIT = 0.999  # replayed actions are pulled inside the box before atanh
+
+
+def require_losses(chain_coef: float, score_coef: float) -> None:
+    """Raise ValueError unless these coefficients of the two losses train a policy."""
+    for name, value in (("chain_coef", chain_coef), ("score_coef", score_coef)):
+        if not 0 <= value < float("inf"):
+            raise ValueError(f"{name} must be >= 0, got {value}")
+    if chain_coef == 0 and score_coef == 0:
+        raise ValueError("chain_coef and score_coef are both 0: nothing would train the policy")
 
 
 @dataclass(frozen=True)
@@ -72,11 +83,7 @@ class DiffusionPolicyConfig:
     def __post_init__(self) -> None:
         if not self.hidden or min(self.hidden) < 1:
             raise ValueError(f"hidden must be one or more positive widths, got {self.hidden}")
-        for name in ("chain_coef", "score_coef"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
-        if self.chain_coef == 0 and self.score_coef == 0:
-            raise ValueError("chain_coef and score_coef are both 0: nothing would train the policy")
+        require_losses(self.chain_coef, self.score_coef)
         if self.chain_steps is not None and self.chain_steps < 1:
             raise ValueError(
                 f"chain_steps must be null or >= 1, got {self.chain_steps} (chain_coef 0 is none)"
@@ -97,6 +104,36 @@ class DiffusionPolicyConfig:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
         if not 0.0 < self.learning_rate < float("inf"):
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
+        if self.schedule.kind == "vp":
+            self._check_last_level()
+
+    def _check_last_level(self) -> None:
+        """Refuse VP levels that barely noise, and what divides by an alpha that is nearly 0.
+
+        A chain that starts from noise must end its training in noise. Scores of clean latents are
+        divided by alpha, and so is the spread of proposals without a base law.
+        """
+        levels = closed_form_levels(self.schedule)
+        alpha, sigma = float(levels.alphas[-1]), float(levels.sigmas[-1])
+        if sigma < alpha:
+            raise ValueError(
+                "schedule must end with more noise than signal, or its chain would start from "
+                "latents that it was not trained on; beta_schedule "
+                f"{self.schedule.beta_schedule!r} with beta_end {self.schedule.beta_end} and "
+                f"{len(levels.alphas)} levels ends at sigma {sigma:.2g} (give a larger beta_end, "
+                "or beta_schedule 'squaredcos_cap_v2')"
+            )
+        if alpha < _LEAST_ALPHA:
+            if self.estimator == "target":
+                raise ValueError(
+                    "estimator must be 'mixed' or 'denoising' with a schedule of kind 'vp' that "
+                    f"ends at alpha {alpha:.2g}, by which 'target' divides, got 'target'"
+                )
+            if self.base_std is None:
+                raise ValueError(
+                    "base_std must be positive with a schedule of kind 'vp' that ends at alpha "
+                    f"{alpha:.2g}, where proposals are spread by sigma / alpha without, got null"
+                )
 
 
 class PolicyLoss(NamedTuple):

@@ -20,7 +20,7 @@ from alam.energy import Evaluate, differentiable_energy, energy_slopes
 from alam.networks import MLP, Projection
 from alam.types import Metrics
 from algd.diffusion.cpu_chain import ChainStep, can_run, run_chain
-from algd.diffusion.policy import PolicyLoss
+from algd.diffusion.policy import PolicyLoss, require_losses
 from algd.diffusion.schedule import ScheduleConfig, noise_levels
 from algd.diffusion.temperature import TemperatureConfig
 
@@ -57,9 +57,13 @@ class ReleasePolicyConfig:
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     def __post_init__(self) -> None:
-        for name in ("num_timesteps", "num_score_samples", "candidates", "update_interval"):
+        for name in (
+            *("num_timesteps", "num_score_samples", "candidates", "update_interval"),
+            "embedding_dim",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        require_losses(self.chain_coef, self.score_coef)
         if self.variant == "vesde" and self.num_timesteps == 1:
             raise ValueError("num_timesteps of variant 'vesde' must be >= 2, got 1")
         if not self.hidden or min(self.hidden) < 1:
@@ -122,6 +126,7 @@ class ReleasePolicy(nn.Module):
             (obs_dim, action_dim, config.embedding_dim),
             config.hidden,
             heads * action_dim,
+            initial="xavier",
             generator=generator,
         )
 

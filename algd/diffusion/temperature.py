@@ -24,7 +24,8 @@ class TemperatureConfig:
     mode: ``raw`` is ``value`` itself (the released code: 1); ``relative`` is ``value`` times a
         running standard deviation of the energy over uniform actions within a state; ``entropy`` is
         tuned until samples have ``target_entropy`` nats in [-1, 1]^A (None: minus A, as SAC), from
-        ``value`` on.
+        ``value`` on. It is measured from ``probe_actions`` samples, too high by what grows with A:
+        of 16 uniform ones by 0.1, 0.3, 1.6 and 2.4 nats at A = 1, 2, 6 and 8.
     decay: of the running scale per policy update. probe_states, probe_actions: states and actions
         per state that the scale, or the entropy, is estimated from.
     value: the temperature (raw), its factor (relative) or its start (entropy).
@@ -45,6 +46,8 @@ class TemperatureConfig:
         for name in ("value", "learning_rate"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.target_entropy is not None and not math.isfinite(self.target_entropy):
+            raise ValueError(f"target_entropy must be null or finite, got {self.target_entropy}")
         if not 0 <= self.decay < 1:
             raise ValueError(f"decay must be in [0, 1), got {self.decay}")
         if self.probe_states < 1:

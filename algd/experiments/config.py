@@ -79,6 +79,7 @@ class ExperimentConfig:
                 "critic has the threshold 0"
             )
         unread = self.multiplier.kind == "fixed" or self.multiplier.signal == "episode"
+        unread = unread and self.policy.kind != "cvpo"  # its dual reads the threshold
         if self.constraint.calibration_rate > 0 and unread and not self.constraint.augmented:
             raise ValueError(
                 "constraint.calibration_rate needs what reads the threshold: constraint.augmented: "

@@ -41,22 +41,12 @@ def batch_of(terminated, reward=None, cost=None) -> Batch:
     )
 
 
-ENDS = {
-    # (terminated, truncated) -> does the value of the true final observation count?
-    "goes on": (0.0, 0.0, True),
-    "terminated": (1.0, 0.0, False),
-    "truncated": (0.0, 1.0, True),
-    "both": (1.0, 1.0, False),
-}
-
-
-@pytest.mark.parametrize("end", ENDS)
-def test_termination_stops_bootstrapping_and_truncation_never_does(end):
-    terminated, _truncated, bootstraps = ENDS[end]
+@pytest.mark.parametrize(("terminated", "expected"), [(0.0, 11.0), (1.0, 2.0)])
+def test_termination_stops_bootstrapping(terminated, expected):
     target = td_target(
         torch.tensor([2.0]), torch.tensor([10.0]), torch.tensor([terminated]), discount=0.9
     )
-    assert target.item() == pytest.approx(11.0 if bootstraps else 2.0)
+    assert target.item() == pytest.approx(expected)
 
 
 def test_truncation_is_no_column_of_a_batch():
@@ -264,6 +254,9 @@ def test_full_state_continues_bitwise():
     [
         ("hidden", ()),
         ("num_cost_critics", 0),
+        ("cost_pessimism", float("inf")),
+        ("bootstrap_pessimism", -0.1),
+        ("bootstrap_pessimism", float("nan")),
         ("discount", 1.01),
         ("cost_discount", -0.1),
         ("target_update_rate", 0.0),

@@ -207,6 +207,19 @@ def test_multipliers_of_the_trust_region_follow_its_excess() -> None:
     assert agent.kl_coefs[0] < expected[0]
 
 
+def test_the_released_coefficients_hold_the_mean_near_its_trust_region() -> None:
+    """By a sum over the samples in place of their mean it is some 60 bounds away."""
+    agent = make_agent(num_action_samples=32)
+
+    def known(obs: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        return -50.0 * (action - 0.6).square().sum(-1), torch.full_like(action[..., 0], -5.0)
+
+    agent.critics.target_values = known  # type: ignore[method-assign]
+    agent.critics.update = lambda *_: {}  # type: ignore[method-assign]
+    kl = [float(agent.update(batch_of(32, seed))["train/mean_kl"]) for seed in range(60)]
+    assert 1 < np.mean(kl[-30:]) / agent.config.policy.mean_kl_bound < 15
+
+
 # ---- the agent
 
 
@@ -259,6 +272,8 @@ def test_it_finds_optimum_and_multiplier_of_known_critics(
         learning_rate=5e-3,
         mean_kl_bound=0.1,
         std_kl_bound=0.01,
+        mean_kl_coef_max=0.1 / 16,
+        std_kl_coef_max=10.0 / 16,
         target_update_rate=0.5,
         policy_steps=5,
     )

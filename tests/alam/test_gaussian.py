@@ -89,6 +89,8 @@ def test_mode_is_tanh_of_the_mean_and_the_sample_without_noise():
         ("hidden", (0,)),
         ("entropy_coef", -0.1),
         ("initial_entropy_coef", 0.0),
+        ("initial_entropy_coef", float("inf")),
+        ("target_entropy", float("nan")),
         ("update_interval", 0),
         ("learning_rate", float("inf")),
     ],

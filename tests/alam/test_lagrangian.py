@@ -190,6 +190,12 @@ def test_impossible_constraints_are_refused_by_name(field):
         ConstraintConfig(**{field: -1.0})
 
 
+@pytest.mark.parametrize("limit", [float("nan"), float("inf")])
+def test_a_limit_that_is_no_number_is_refused(limit):
+    with pytest.raises(ValueError, match=f"cost_limit must be >= 0 and finite, got {limit}"):
+        ConstraintConfig(cost_limit=limit)
+
+
 def test_calibration_without_a_limit_is_refused():
     with pytest.raises(ValueError, match="calibration_rate needs a cost_limit above 0, got 0"):
         ConstraintConfig(cost_limit=0.0, calibration_rate=0.1)

@@ -99,6 +99,19 @@ def test_initial_weights_are_uniform_within_one_over_root_fan_in():
         assert network.weights[layer].std().item() == pytest.approx(bound / 3**0.5, rel=0.05)
 
 
+def test_other_laws_of_initial_weights_are_those_of_their_names():
+    sizes = {"num_members": 50, "in_features": (16,), "hidden": (25,), "out_features": 1}
+    xavier, normal = (ensemble(**sizes, initial=initial) for initial in ("xavier", "normal"))
+    for layer, (fan_in, fan_out) in enumerate([(16, 25), (25, 1)]):
+        bound = (6 / (fan_in + fan_out)) ** 0.5
+        assert 0.9 * bound < xavier.weights[layer].abs().max() <= bound
+        assert xavier.weights[layer].std().item() == pytest.approx(bound / 3**0.5, rel=0.05)
+        assert normal.weights[layer].std().item() == pytest.approx(0.5 / fan_in**0.5, rel=0.05)
+        assert normal.weights[layer].abs().max() > 1.1 / fan_in**0.5  # not truncated
+        for network in (xavier, normal):
+            assert network.biases[layer].abs().max() == 0
+
+
 def test_equal_seeds_give_equal_weights_and_members_differ():
     first, second = ensemble(), ensemble()
     for mine, other in zip(first.parameters(), second.parameters(), strict=True):

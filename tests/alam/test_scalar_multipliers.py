@@ -231,6 +231,7 @@ def test_full_state_continues_bitwise_in_the_middle_of_an_interval(config):
         (FixedConfig, "value", -1.0),
         (ScalarDualConfig, "learning_rate", 0.0),
         (ScalarDualConfig, "initial_value", float("nan")),
+        (ScalarDualConfig, "initial_value", 200.0),
         (ScalarPIDConfig, "integral_gain", -0.1),
         (ScalarPIDConfig, "derivative_delay", 0),
         (ScalarPIDConfig, "proportional_smoothing", 1.0),

@@ -267,6 +267,17 @@ def test_every_output_is_non_negative_starts_near_zero_and_can_rise_and_return(o
     assert 0 <= multiplier(OBS).mean().item() < 0.1
 
 
+@pytest.mark.parametrize("output", ["squared", "relu"])
+def test_dual_ascent_that_reached_zero_rises_at_the_first_violations(output):
+    multiplier = build(dual(output=output, learning_rate=0.01, interval=1))
+    for _ in range(500):
+        multiplier.update(OBS, -torch.ones(16))
+    assert multiplier(OBS).mean().item() < 0.01
+    for _ in range(60):  # a network that had been pushed on down needs 900 and more
+        multiplier.update(OBS, torch.ones(16))
+    assert multiplier(OBS).mean().item() > 0.1
+
+
 def test_network_metrics_by_hand():
     multiplier = build(dual(multiplier_max=1.0))
     with torch.no_grad():

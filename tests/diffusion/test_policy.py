@@ -94,7 +94,7 @@ def test_truncation_changes_gradients_and_no_values():
     [
         ({}, 1.5, math.hypot(1.5, 1.5)),
         ({"sigma_max": 2.0}, None, 2.0),
-        ({"kind": "vp", "beta_schedule": "linear"}, 1.0, 1.0),
+        ({"kind": "vp", "beta_schedule": "linear", "beta_end": 0.2}, 1.0, 1.0),
     ],
 )
 def test_chain_starts_from_the_noised_base_law(schedule, base_std, expected):
@@ -272,6 +272,18 @@ def test_best_candidate_has_the_lowest_energy_of_its_row():
         ({"replay_fraction": 1.5}, r"replay_fraction must be in \[0, 1\], got 1.5"),
         ({"candidates": 0}, "candidates must be >= 1, got 0"),
         ({"learning_rate": -1.0}, "learning_rate must be positive, got -1"),
+        (
+            {"schedule": ScheduleConfig("vp", beta_schedule="linear")},
+            r"beta_schedule 'linear' with beta_end 0.02 and 10 levels ends at sigma 0.31",
+        ),
+        (
+            {"schedule": ScheduleConfig("vp"), "estimator": "target"},
+            r"estimator must be 'mixed' or 'denoising' .* ends at alpha 0.0049.*, got 'target'",
+        ),
+        (
+            {"schedule": ScheduleConfig("vp"), "base_std": None},
+            r"base_std must be positive .* ends at alpha 0.0049.*, got null",
+        ),
     ],
 )
 def test_impossible_configurations_are_refused_by_name(changes, message):

@@ -154,6 +154,7 @@ def test_full_state_continues_bitwise():
         ("decay", 1.0),
         ("probe_states", 0),
         ("probe_actions", 3),
+        ("target_entropy", float("nan")),
     ],
 )
 def test_impossible_configurations_are_refused_by_name(field, value):
