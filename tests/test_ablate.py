@@ -4,6 +4,8 @@ import csv
 import json
 import math
 import re
+from collections.abc import Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from algd.experiments.ablation_grid import ablate
 from algd.experiments.ablation_run import CellResult, run_cells
 from algd.experiments.ablation_table import markdown, tabulate, write_csv
 from algd.experiments.cli import main
-from algd.experiments.config import load_config
+from algd.experiments.config import dump_yaml, load_config
 
 TINY = {
     "train.total_steps": 120,
@@ -206,13 +208,13 @@ def test_a_grid_runs_once_and_ends_in_table_and_figures(
     axis = AXES["convexification"]
     monkeypatch.setitem(AXES, "two", replace(axis, name="two"))
 
-    def run() -> list[str]:
+    def run(*variants: str) -> list[str]:
         lines: list[str] = []
         results = ablate(
             "two",
             tmp_path,
-            envs=["bandit"],
-            variants=["off", "rho 0.1"],
+            envs=["bandit", "bandit"],
+            variants=variants,
             seeds=1,
             overrides=TINY | {"multiplier.hidden": [8]},
             say=lines.append,
@@ -220,13 +222,17 @@ def test_a_grid_runs_once_and_ends_in_table_and_figures(
         assert not [found.error for found in results if found.error]
         return lines
 
-    run()
+    run("off")
+    run("rho 0.1")  # the table holds what an earlier part of the grid has found
     files = sorted(tmp_path.glob("cells/bandit/*/seed_0/measures.json"))
     assert len(files) == 2
     times = [path.stat().st_mtime_ns for path in files]
-    assert (tmp_path / "table.md").read_text().count("| smallest Hessian eigenvalue") == 1
+    text = (tmp_path / "table.md").read_text()
+    assert text.count("| smallest Hessian eigenvalue") == 1
+    assert "| measure | off | rho 0.1 |" in text
     assert len(list(tmp_path.glob("two_*.png"))) == 4
-    assert any(line == "2 of 2 cells are finished already" for line in run())
+    again = run("off", "rho 0.1")
+    assert any(line == "2 of 2 cells are finished already" for line in again)
     assert [path.stat().st_mtime_ns for path in files] == times
     measures = json.loads(files[0].read_text())["measures"]
     assert {"curvature", "tv_exact", "multiplier_l1", "multiplier_tv", "excess"} <= set(measures)
@@ -334,8 +340,47 @@ def test_cells_of_other_settings_are_refused(tmp_path: Path) -> None:
         )[:1]
 
     run_cells(cells(8), jobs=1, updates=1, say=lambda _: None)
-    with pytest.raises(ConfigError, match="other settings"):
+    with pytest.raises(
+        ConfigError, match=r"other settings: policy.hidden was \[8\], now it is \[9\]"
+    ):
         run_cells(cells(9), jobs=1, updates=1, say=lambda _: None)
+
+
+def test_an_unfinished_cell_of_other_settings_is_refused(tmp_path: Path) -> None:
+    def cells(limit: float) -> list[Cell]:
+        return plan_cells(
+            AXES["rho"],
+            [TASKS["bandit"]],
+            seeds=1,
+            directory=tmp_path,
+            overrides={"constraint.cost_limit": limit},
+        )[:1]
+
+    (cell,) = cells(0.5)
+    cell.directory.mkdir(parents=True)
+    text = dump_yaml(load_config(cell.presets, cell.overrides))
+    (cell.directory / "config.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"run with constraint.cost_limit 0.5, now it is 0.05"):
+        run_cells(cells(0.05), jobs=1, updates=1, say=lambda _: None)
+
+
+def test_cells_whose_process_was_killed_are_run_again_and_then_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells = plan_cells(AXES["rho"], [TASKS["bandit"]], seeds=3, directory=tmp_path)[:3]
+    rounds: list[int] = []
+
+    def pooled(waiting: Sequence[Cell], *_: object) -> Iterator[CellResult]:
+        rounds.append(len(waiting))
+        if len(rounds) == 1:  # one finishes, then a process dies
+            yield CellResult(waiting[0], {"cost": 1.0})
+        raise BrokenProcessPool
+
+    monkeypatch.setattr("algd.experiments.ablation_run._pooled", pooled)
+    results = run_cells(cells, jobs=2, updates=1, say=lambda _: None)
+    assert rounds == [3, 2, 2]
+    assert [result.measures for result in results] == [{"cost": 1.0}, {}, {}]
+    assert all("its process was killed" in result.error for result in results[1:])
 
 
 def test_a_cell_that_cannot_run_is_reported_and_the_others_go_on(tmp_path: Path) -> None:
@@ -356,6 +401,10 @@ def test_a_cell_that_cannot_run_is_reported_and_the_others_go_on(tmp_path: Path)
         (["rho", "--seeds", "0"], "seeds"),
         (["rho", "--dirr=x"], "--dir"),
         (["rho", "--variant=rho 3"], "rho 3"),
+        (["rho", "--constraint.penalty_coef=3"], "the axis rho sets it itself"),
+        (["rho", "--env.id=AnalyticFinite-v0"], "use --env"),
+        (["rho", "--seed=3"], "--seeds"),
+        (["estimator", "--env=energy1", "--train.batch_size=7"], "energy1, which train no agent"),
     ],
 )
 def test_wrong_usage_is_one_line(

@@ -201,7 +201,11 @@ def plan_cells(
         directory: the grid's; a cell lies at cells/TASK/VARIANT/seed_K in it.
         presets: presets or files, later ones winning; they replace the axis's own.
         overrides: on top of everything but the variant.
+
+    Raises:
+        ConfigError: an override of what the axis or the tasks set.
     """
+    _require_free(axis, tasks, overrides or {})
     cells = []
     for seed in range(seeds):
         for task in tasks:
@@ -209,7 +213,7 @@ def plan_cells(
             for variant in axis.variants:
                 if variant.quick_only and task.name not in TASKS:
                     continue
-                place = directory / "cells" / _slug(task.name) / _slug(variant.name)
+                place = directory / "cells" / task_folder(task) / _slug(variant.name)
                 own = dict(overrides or {}) | variant.overrides
                 settings = _base(axis, task) | _of_kind(task, chosen, own) | own
                 cells.append(
@@ -223,6 +227,27 @@ def plan_cells(
                     )
                 )
     return cells
+
+
+def _require_free(axis: Axis, tasks: Sequence[Task], overrides: Mapping[str, Any]) -> None:
+    """Refuse an override that would not reach a run, or would make it another than its name says.
+
+    Raises:
+        ConfigError: naming the key and what sets it.
+    """
+    for variant in axis.variants:
+        for key in overrides:
+            if key in variant.overrides:
+                raise ConfigError(
+                    f"--{key}: the axis {axis.name} sets it itself ({variant.name}: "
+                    f"{variant.overrides[key]}); choose among its settings with --variant"
+                )
+    for key in overrides:
+        if key == "env.id":
+            raise ConfigError("--env.id: the grid sets it itself; use --env")
+        if key.startswith("train.") and all(task.sampler_dim for task in tasks):
+            names = ", ".join(task.name for task in tasks)
+            raise ConfigError(f"--{key}: nothing of train is read by {names}, which train no agent")
 
 
 def _of_kind(task: Task, presets: Sequence[str], own: Overrides) -> Overrides:
@@ -254,6 +279,11 @@ def _preset_of(axis: Axis, task: Task) -> str:
     """Safety-Gymnasium's rewards are small: ALGD has a preset that scales them."""
     scaled = axis.preset == "algd" and task.name.startswith("Safety")
     return "algd_point_goal" if scaled else axis.preset
+
+
+def task_folder(task: Task) -> str:
+    """Return the name of the folder that holds a task's cells."""
+    return _slug(task.name)
 
 
 def _slug(name: str) -> str:

@@ -11,10 +11,24 @@ from pathlib import Path
 from typing import Any
 
 from algd.errors import ConfigError
-from algd.experiments.ablation import Axis, Task, find_task, plan_cells
+from algd.experiments.ablation import (
+    TASKS,
+    Axis,
+    Cell,
+    Task,
+    find_task,
+    plan_cells,
+    task_folder,
+)
 from algd.experiments.ablation_axes import AXES
-from algd.experiments.ablation_run import CellResult, require_trainable, run_cells
+from algd.experiments.ablation_run import (
+    CellResult,
+    finished_cells,
+    require_trainable,
+    run_cells,
+)
 from algd.experiments.ablation_table import markdown, tabulate, write_csv
+from algd.training.run_lock import RunLock
 
 _SCORE_SAMPLES = (2, 4, 8, 16, 32, 64)
 _SCORE_POINTS, _SCORE_REPEATS = 128, 32
@@ -54,7 +68,7 @@ def ablate(
 
     with paper_style():  # says at once where matplotlib is missing
         axis = _part(AXES[axis_name], variants)
-    tasks = [find_task(env) for env in envs or axis.tasks]
+    tasks = [find_task(env) for env in dict.fromkeys(envs or axis.tasks)]
     cells = plan_cells(
         axis, tasks, seeds=seeds, directory=directory, presets=presets, overrides=overrides
     )
@@ -62,8 +76,12 @@ def ablate(
     say(f"{axis.name}: {axis.question}")
     say(f"{len(cells)} cells: {len(axis.variants)} variants, {len(tasks)} tasks, {seeds} seeds")
     directory.mkdir(parents=True, exist_ok=True)
-    results = run_cells(cells, jobs=jobs, updates=axis.updates, say=say)
-    rows = tabulate(axis, results)
+    with RunLock(directory):  # two grids over one folder would start the same cells
+        results = run_cells(cells, jobs=jobs, updates=axis.updates, say=say)
+    tasks, earlier = _earlier(axis_name, tasks, cells, directory, presets, overrides)
+    names = {result.cell.variant.name for result in (*results, *earlier)}
+    axis = _part(AXES[axis_name], sorted(names))
+    rows = tabulate(axis, [*results, *earlier])
     write_csv(rows, directory / "table.csv")
     text = markdown(axis, rows, [result for result in results if result.error])
     (directory / "table.md").write_text(text, encoding="utf-8")
@@ -83,6 +101,37 @@ def _part(axis: Axis, names: Sequence[str]) -> Axis:
             raise ConfigError(f"--variant must be one of {', '.join(known)}, got {name!r}")
     kept = tuple(variant for variant in axis.variants if not names or variant.name in names)
     return replace(axis, variants=kept)
+
+
+def _earlier(
+    axis_name: str,
+    tasks: Sequence[Task],
+    cells: Sequence[Cell],
+    directory: Path,
+    presets: Sequence[str],
+    overrides: Mapping[str, Any] | None,
+) -> tuple[list[Task], list[CellResult]]:
+    """Return the tasks of the folder, and what earlier calls finished there with these settings.
+
+    So the table and figures of a part hold the whole.
+    """
+    axis, folder = AXES[axis_name], directory / "cells"
+    known = [*tasks, *(task for name, task in TASKS.items() if find_task(name) not in tasks)]
+    there = [task for task in known if task in tasks or (folder / task_folder(task)).is_dir()]
+    numbers = [int(path.name.partition("_")[2]) for path in folder.glob("*/*/seed_*")]
+    planned = plan_cells(
+        axis,
+        there,
+        seeds=max(numbers, default=-1) + 1,
+        directory=directory,
+        presets=presets,
+        overrides=overrides,
+    )
+    mine = {cell.directory for cell in cells}
+    earlier = [cell for cell in planned if cell.directory not in mine]
+    found = finished_cells(earlier, updates=axis.updates)
+    held = {result.cell.task.name for result in found}
+    return [task for task in there if task in tasks or task.name in held], found
 
 
 def _sampler_dims(tasks: Sequence[Task]) -> list[int]:

@@ -7,24 +7,34 @@ that was interrupted goes on where it stopped: finished cells are read, unfinish
 import contextlib
 import json
 import os
+import signal
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from algd.errors import ConfigError, UserError
 from algd.experiments.ablation import TASKS, Cell
+from algd.experiments.config_values import flatten
+from algd.experiments.schema import show
+from algd.experiments.sweep_child import train_or_continue
 
 if TYPE_CHECKING:
     from algd.diffusion.policy import DiffusionPolicyConfig
     from algd.diffusion.release import ReleasePolicyConfig
+    from algd.experiments.config import ExperimentConfig
 
 MEASURES_FILE = "measures.json"
 _SAMPLER_BATCH = 256
+_KILLS = 2  # of processes in a row, with no cell finished in between, before cells count as failed
+_STOP_SECONDS = 60.0  # for a checkpoint
+_ORPHANED = 1  # exit code
 
 
 @dataclass(frozen=True)
@@ -50,12 +60,16 @@ def run_cells(
     Raises:
         ConfigError: a directory holds a cell of other settings, or a variant does not fit.
     """
+    from algd.experiments.sweep_plan import require_same_config
+
     plans = {cell.directory: _settings(cell, updates) for cell in cells}
     results: dict[Path, CellResult] = {}
     for cell in cells:
         found = _finished(cell, plans[cell.directory])
         if found is not None:
             results[cell.directory] = CellResult(cell, found)
+        elif not cell.task.sampler_dim:
+            require_same_config(cell.directory, _config(cell), may_grow=False)
     waiting = [cell for cell in cells if cell.directory not in results]
     if results:
         say(f"{len(results)} of {len(cells)} cells are finished already")
@@ -72,15 +86,48 @@ def run_cells(
     return [results[cell.directory] for cell in cells]
 
 
+def finished_cells(cells: Sequence[Cell], *, updates: int) -> list[CellResult]:
+    """Return the results of those cells that were finished with the settings they have here."""
+    results = []
+    for cell in cells:
+        if (cell.directory / MEASURES_FILE).is_file():
+            with contextlib.suppress(ConfigError):
+                found = _finished(cell, _settings(cell, updates))
+                results += [CellResult(cell, found)] if found is not None else []
+    return results
+
+
 def _results(
     cells: Sequence[Cell], plans: dict[Path, dict[str, Any]], jobs: int, updates: int
-) -> Any:
+) -> Iterator[CellResult]:
     if jobs == 1 or len(cells) <= 1:
         for cell in cells:
             yield run_cell(cell, plans[cell.directory], updates)
         return
+    waiting, kills = list(cells), 0
+    while waiting:
+        try:
+            for result in _pooled(waiting, plans, jobs, updates):
+                waiting.remove(result.cell)
+                kills = 0
+                yield result
+        except BrokenProcessPool:  # one process was killed, and the pool ended the others
+            kills += 1
+            if kills > _KILLS:
+                for cell in waiting:
+                    yield CellResult(cell, {}, "its process was killed (out of memory?)")
+                return
+
+
+def _pooled(
+    cells: Sequence[Cell], plans: dict[Path, dict[str, Any]], jobs: int, updates: int
+) -> Iterator[CellResult]:
     # Spawned, not forked: torch's threads do not survive a fork.
-    pool = ProcessPoolExecutor(min(jobs, len(cells)), mp_context=get_context("spawn"))
+    pool = ProcessPoolExecutor(
+        min(jobs, len(cells)),
+        mp_context=get_context("spawn"),
+        initializer=_stop_with_grid,
+    )
     with pool:
         futures = [pool.submit(run_cell, cell, plans[cell.directory], updates) for cell in cells]
         try:
@@ -89,6 +136,23 @@ def _results(
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def _stop_with_grid() -> None:
+    """End this process when that of the grid has died in whatever way: a run writes a checkpoint.
+
+    Otherwise workers would train on, and then wait for ever on a queue that they hold themselves.
+    """
+    grid = parent_process()
+
+    def watch() -> None:
+        if grid is not None:
+            grid.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(_STOP_SECONDS)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def run_cell(cell: Cell, settings: dict[str, Any], updates: int) -> CellResult:
@@ -104,6 +168,9 @@ def run_cell(cell: Cell, settings: dict[str, Any], updates: int) -> CellResult:
     except UserError as error:
         return CellResult(cell, {}, str(error))
     except Interrupted as stop:  # its checkpoint is written; the whole grid is to stop
+        parent = parent_process()
+        if parent is not None and not parent.is_alive():
+            os._exit(_ORPHANED)
         raise KeyboardInterrupt from stop
     _write(cell.directory / MEASURES_FILE, {"settings": settings, "measures": measures})
     return CellResult(cell, measures)
@@ -111,19 +178,18 @@ def run_cell(cell: Cell, settings: dict[str, Any], updates: int) -> CellResult:
 
 def _train(cell: Cell) -> dict[str, float]:
     from algd.experiments.ablation_measures import measure_run
-    from algd.experiments.config import load_config
-    from algd.training.run_directory import is_run_dir
-    from algd.training.trainer import resume, train
 
     started = time.process_time()
-    resumed = is_run_dir(cell.directory)
-    if resumed:
-        resume(cell.directory)
-    else:
-        train(load_config(cell.presets, cell.overrides), cell.directory)
+    continued = train_or_continue(_config(cell), cell.directory)
     # Of a run that was interrupted only the last part was timed.
-    spent = {} if resumed else {"cpu_seconds": time.process_time() - started}
+    spent = {} if continued else {"cpu_seconds": time.process_time() - started}
     return measure_run(cell.directory) | spent
+
+
+def _config(cell: Cell) -> "ExperimentConfig":
+    from algd.experiments.config import load_config
+
+    return load_config(cell.presets, cell.overrides)
 
 
 def _train_sampler(cell: Cell, updates: int) -> dict[str, float]:
@@ -163,9 +229,8 @@ def _denoising_policy(cell: Cell) -> "DiffusionPolicyConfig | ReleasePolicyConfi
     """Return the policy of a cell without an environment; refuse one that is no sampler."""
     from algd.diffusion.policy import DiffusionPolicyConfig
     from algd.diffusion.release import ReleasePolicyConfig
-    from algd.experiments.config import load_config
 
-    config = load_config(cell.presets, cell.overrides).policy
+    config = _config(cell).policy
     if not isinstance(config, DiffusionPolicyConfig | ReleasePolicyConfig):
         raise ConfigError(
             f"{cell.task.name} needs a denoising policy (diffusion, release), got {config.kind}"
@@ -182,7 +247,6 @@ def require_trainable(cells: Sequence[Cell]) -> None:
         EnvironmentFault: the environment cannot be made here.
     """
     from algd.environments.make import make_env
-    from algd.experiments.config import load_config
 
     made: set[str] = set()
     for cell in cells:
@@ -191,7 +255,7 @@ def require_trainable(cells: Sequence[Cell]) -> None:
         if cell.task.sampler_dim:
             _denoising_policy(cell)
             continue
-        config = load_config(cell.presets, cell.overrides)
+        config = _config(cell)
         if cell.task.name in made:
             continue
         made.add(cell.task.name)
@@ -206,9 +270,9 @@ def require_trainable(cells: Sequence[Cell]) -> None:
 
 def _settings(cell: Cell, updates: int) -> dict[str, Any]:
     """All that determines a cell, as JSON reads it back."""
-    from algd.experiments.config import load_config, to_dict
+    from algd.experiments.config import to_dict
 
-    tree: dict[str, Any] = to_dict(load_config(cell.presets, cell.overrides))
+    tree: dict[str, Any] = to_dict(_config(cell))
     if cell.task.sampler_dim:
         tree = {"seed": cell.seed, "policy": tree["policy"]}
         tree["updates"] = updates * cell.task.length
@@ -220,11 +284,14 @@ def _finished(cell: Cell, settings: dict[str, Any]) -> dict[str, float] | None:
     if not path.is_file():
         return None
     stored = json.loads(path.read_text(encoding="utf-8"))
-    if stored["settings"] != settings:
-        raise ConfigError(
-            f"{cell.directory} holds a cell of other settings; name another folder with --dir, "
-            "or remove this one"
-        )
+    there, here = flatten(stored["settings"]), flatten(settings)
+    for key in sorted(there.keys() | here.keys()):
+        if there.get(key) != here.get(key):
+            raise ConfigError(
+                f"{cell.directory} holds a cell of other settings: {key} was "
+                f"{show(there.get(key))}, now it is {show(here.get(key))}; name another folder "
+                "with --dir, or remove this one"
+            )
     return stored["measures"]
 
 

@@ -14,12 +14,16 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from algd.errors import CheckpointError, UserError
 from algd.experiments.arguments import load_overridden, split_overrides
 from algd.training.durable_files import remove_directory, replace_durably
 from algd.training.run_directory import CHECKPOINTS
 from algd.training.run_lock import RunLock
+
+if TYPE_CHECKING:
+    from algd.experiments.config import ExperimentConfig
 
 TRIAL_FILE = "trial.json"
 _STOP_SECONDS = 60.0  # for a checkpoint; a process that takes longer is killed
@@ -44,32 +48,37 @@ def main(arguments: list[str]) -> int:
     from algd.training.stopping import Interrupted
 
     try:
-        _wait_for_predecessor(run_dir)
-        total_steps = _train(run_dir, train)
+        config = load_overridden(*split_overrides(train))
+        train_or_continue(config, run_dir)
     except Interrupted as stop:
         print(f"algd: stopped at step {stop.env_step}, checkpoint written", file=sys.stderr)
         return 128 + stop.signal_number
     except UserError as error:
         print(f"algd: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    done = {"arguments": train, "total_steps": total_steps}
+    done = {"arguments": train, "total_steps": config.train.total_steps}
     replace_durably(run_dir / TRIAL_FILE, json.dumps(done).encode())
     return 0
 
 
-def _train(run_dir: Path, arguments: list[str]) -> int:
-    """Continue the run from its checkpoint, or start it; return its number of steps."""
+def train_or_continue(config: "ExperimentConfig", run_dir: Path) -> bool:
+    """Train a run to its end, from its checkpoint if there is one; return whether there was.
+
+    What is left of a run that was killed before its first checkpoint is removed.
+
+    Raises:
+        CheckpointError: another process goes on writing the run.
+    """
     from algd.training.trainer import resume, train
 
-    config = load_overridden(*split_overrides(arguments))
-    total_steps = config.train.total_steps
+    _wait_for_predecessor(run_dir)
     if any((run_dir / CHECKPOINTS).glob("step_*")):
-        resume(run_dir, total_steps)
-        return total_steps
-    if run_dir.exists():  # killed before its first checkpoint: there is nothing to keep
+        resume(run_dir, config.train.total_steps)
+        return True
+    if run_dir.exists():
         remove_directory(run_dir)
     train(config, run_dir)
-    return total_steps
+    return False
 
 
 def _stop_with_sweep() -> None:

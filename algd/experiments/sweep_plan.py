@@ -111,7 +111,7 @@ def plan_sweep(
         for number, setting in enumerate(settings)
     )
     for trial in trials:
-        _require_same_run(trial)
+        require_same_config(trial.run_dir, trial.config, may_grow=True)
     return SweepPlan(file, tuple(settings), trials)
 
 
@@ -228,27 +228,33 @@ def _digest(value: Any) -> bytes:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).digest()
 
 
-def _require_same_run(trial: Trial) -> None:
-    """Refuse a run directory whose configuration is another: a preset has changed meanwhile.
+def require_same_config(run_dir: Path, config: ExperimentConfig, *, may_grow: bool) -> None:
+    """Refuse a run directory of another configuration: a preset or an option has changed meanwhile.
 
-    Only the steps may have grown, where the run does not depend on how many it is to have.
+    Args:
+        run_dir: of a run; nothing is refused where there is none yet.
+        config: what it is to be trained with.
+        may_grow: allow more steps where the run does not depend on how many it is to have.
+
+    Raises:
+        ConfigError: naming the first key that differs.
     """
-    path = trial.run_dir / CONFIG_FILE
+    path = run_dir / CONFIG_FILE
     if not path.is_file() or not path.stat().st_size:
         return
     there, here = (
         {
             key: value
-            for key, value in flatten(to_dict(config)).items()
+            for key, value in flatten(to_dict(one)).items()
             if not key.startswith("tracking.")
         }
-        for config in (load_config([path]), trial.config)
+        for one in (load_config([path]), config)
     )
-    if not trial.config.train.depends_on_length and there[_STEPS] < here[_STEPS]:
+    if may_grow and not config.train.depends_on_length and there[_STEPS] < here[_STEPS]:
         del there[_STEPS], here[_STEPS]
-    for key in here.keys() | there.keys():
+    for key in sorted(here.keys() | there.keys()):
         if here.get(key) != there.get(key):
             raise ConfigError(
-                f"{trial.run_dir} was run with {key} {show(there.get(key))}, now it is "
+                f"{run_dir} was run with {key} {show(there.get(key))}, now it is "
                 f"{show(here.get(key))}; move that directory away or choose another --dir"
             )
