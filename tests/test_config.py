@@ -26,7 +26,7 @@ from algd.experiments.config import (
     make_agent,
     to_dict,
 )
-from algd.experiments.reference import config_reference, field_docs
+from algd.experiments.reference import config_reference, field_docs, stored_reference, wrapped
 from algd.experiments.schema import (
     all_keys,
     describe_type,
@@ -354,6 +354,10 @@ def test_an_unknown_preset_offers_the_nearest() -> None:
         (
             {"critics.hidden": [64, "64"]},
             'critics.hidden must be a list, each item a whole number, got [64, "64"]',
+        ),
+        (
+            {"preset": "algd"},
+            'preset is not a key, got "algd"; a preset or file to build on is named by base',
         ),
         ({"critics.hidden": 64}, "critics.hidden must be a list, each item a whole number, got 64"),
         ({"critics.hidden": []}, "critics.hidden must be one or more positive widths, got ()"),
@@ -683,7 +687,7 @@ def test_the_seed_decides_the_weights() -> None:
 
 
 def test_the_reference_lists_every_key_with_type_and_default() -> None:
-    text = config_reference(ExperimentConfig, width=100)
+    text = wrapped(stored_reference(), 100)
     for key in all_keys(ExperimentConfig):
         assert f"--{'.'.join(key)}  " in text, key
     flat = " ".join(text.split())
@@ -694,6 +698,11 @@ def test_the_reference_lists_every_key_with_type_and_default() -> None:
     assert "budget of undiscounted cost per episode" in flat
     assert "Environments stepped together, at least 1." in flat
     assert max(map(len, text.splitlines())) <= 100
+
+
+def test_the_stored_reference_is_that_of_the_configuration() -> None:
+    """After a change: python -m algd.experiments.reference."""
+    assert stored_reference() == config_reference(ExperimentConfig)
 
 
 @dataclass(frozen=True)
@@ -724,7 +733,7 @@ def test_field_descriptions_are_read_where_they_are_declared() -> None:
         "d": "the last.",
         "e": "Said below the field.",
     }
-    text = config_reference(_Documented, width=80)
+    text = wrapped(config_reference(_Documented), 80)
     assert "--c  text or null  (default null)" in text
 
 

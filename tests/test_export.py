@@ -1,6 +1,7 @@
 """Exported policies: the same actions from plain files, from ONNX graphs and from the hub."""
 
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -378,7 +379,39 @@ def test_the_best_safe_policy_can_be_exported_and_an_export_replaced(tmp_path: P
     # Other episodes than those of the evaluations that selected it.
     assert episode_seeds(out) == evaluation_seeds(0, 1 + config_of("sac").evaluation.episodes)[-1:]
     assert read_description(out)["statistics"]["mode"] == "stochastic"
+    assert "It is the best of the run's evaluations" in (out / "README.md").read_text()
+    # So an export of the export, whose source says which policy it is.
+    again = tmp_path / "again"
+    assert main(["export", str(out), "--out", str(again), "--episodes", "1"]) == 0
+    assert episode_seeds(again) == episode_seeds(out)
+    assert load(again).which == "best_safe"
+    shutil.rmtree(again)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "run"]
+
+
+def test_an_edited_configuration_is_named(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    make_run(run_dir, config_of("sac"))
+    config = run_dir / "config.yaml"
+    text = config.read_text()
+    for before, after in (("hidden: [", "hidden: [7, "), (text, "")):
+        assert before in text
+        config.write_text(text.replace(before, after))
+        with pytest.raises(CheckpointError, match=r"config.yaml (does not fit|is empty)"):
+            load(run_dir)
+    config.unlink()
+    with pytest.raises(CheckpointError, match=r"holds no config.yaml"):
+        load(run_dir)
+
+
+def test_the_working_directory_is_no_place_for_an_export(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_run(tmp_path / "run", config_of("sac"))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(ConfigError, match="is the working directory"):
+        export_run(tmp_path / "run", Path(), episodes=1)
 
 
 def test_a_run_of_another_kind_of_device_can_be_loaded(tmp_path: Path) -> None:

@@ -85,6 +85,13 @@ def test_a_run_with_a_living_writer_is_running(
     assert [row[-1] for row in listed(capsys, str(three_runs))][1] == "crashed"
 
 
+def test_a_run_stopped_in_its_last_evaluation_is_not_finished(
+    three_runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (three_runs / "group" / "b" / "timing.csv").write_text("env_step,time/checkpoint\n100,0.1\n")
+    assert [row[-2:] for row in listed(capsys, str(three_runs))][1] == ["0.50", "crashed"]
+
+
 def test_a_dead_writer_is_not_running(three_runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Neither a process of this machine that is gone nor a silent one of another."""
     gone = subprocess.run(
@@ -178,6 +185,7 @@ def test_a_corrupt_run_is_a_line_and_the_others_are_listed(
         (["--sort", "retrun"], "--sort: retrun is logged by no run; did you mean return"),
         (["--filter", "sede=1"], "--filter: sede is not a key of any run; did you mean seed"),
         (["--filter", "seed"], "must read KEY=VALUE, got 'seed'"),
+        (["--filter", "state=finshed"], "state must be one of running, finished, crashed, got"),
         (["--reverse"], "--reverse goes with --sort KEY"),
         (["nowhere"], "nowhere does not exist"),
     ],

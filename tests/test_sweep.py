@@ -119,7 +119,7 @@ def test_a_trial_that_fails_is_tried_again_reported_and_left_out_of_the_table(
     tmp_path: Path,
 ) -> None:
     parameters = {
-        "env.id": {"values": ["AnalyticBandit1-v0", "NoSuchTask-v0"]},
+        "train.reward_scale": {"values": [1.0, 1e38]},  # the squares of the latter are infinite
         "seed": {"value": 0},
     }
     path = write_sweep(tmp_path, total_steps=60, parameters=parameters)
@@ -129,13 +129,13 @@ def test_a_trial_that_fails_is_tried_again_reported_and_left_out_of_the_table(
     assert f"{bad.name}: exit code 2; continuing it" in told
     (line,) = [line for line in told.splitlines() if line.startswith("algd: ")]
     assert line.startswith(f"algd: failed: {bad.name} (exit code 2, 2 attempts): algd: error: ")
-    assert "NoSuchTask-v0" in line
+    assert "loss/reward_critic" in line
     assert line.endswith(f"; log: {log_path(bad)}")
     assert log_path(bad).read_text().count("algd: error: ") == 2
-    rows = {row["env.id"]: row for row in table_rows(tmp_path / "out" / "table.csv")}
-    assert rows["AnalyticBandit1-v0"]["complete"] == "1"
-    assert float(rows["AnalyticBandit1-v0"]["eval/return"]) < 0
-    assert (rows["NoSuchTask-v0"]["complete"], rows["NoSuchTask-v0"]["eval/return"]) == ("0", "")
+    rows = {row["train.reward_scale"]: row for row in table_rows(tmp_path / "out" / "table.csv")}
+    assert rows["1.0"]["complete"] == "1"
+    assert float(rows["1.0"]["eval/return"]) < 0
+    assert (rows["1e+38"]["complete"], rows["1e+38"]["eval/return"]) == ("0", "")
     assert good.name in told
     assert "0/1" in printed
 
@@ -226,7 +226,40 @@ def test_an_unreadable_run_is_named_and_fails_the_sweep(
     assert [row.complete for row in make_table(plan).rows] == [1, 0]
 
 
+def test_a_part_of_a_sweep_leaves_the_table_of_the_whole(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = small_plan(tmp_path)
+    for trial in plan.trials:
+        if trial.setting == 1 or trial.seed < 2:
+            pretend(trial, returns=-1.0 - trial.seed)
+    (other,) = (t for t in plan.trials if (t.setting, t.seed) == (0, 1))
+    config = other.run_dir / "config.yaml"
+    config.write_text(config.read_text().replace("cost_limit: 0.5", "cost_limit: 0.25"))
+    part = ["--only", "constraint.penalty_coef=1.0", "--seeds", "1"]
+    assert main(["sweep", str(plan.file.path), "--dir", str(tmp_path / "out"), *part]) == 0
+    rows = table_rows(tmp_path / "out" / "table.csv")
+    # One run of the first setting was not started yet, one had another limit.
+    assert [(row["constraint.penalty_coef"], row["complete"]) for row in rows] == [
+        ("0.1", "1"),
+        ("1.0", "3"),
+    ]
+    assert float(rows[1]["eval/return"]) == -2.0
+    assert "0.1" not in capsys.readouterr().out
+
+
 # ---- bad input
+
+
+def test_an_environment_that_does_not_exist_stops_a_sweep_before_its_first_trial(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_sweep(tmp_path, total_steps=60, parameters={"seed": {"values": [0, 1]}})
+    path.write_text(path.read_text().replace("AnalyticBandit1", "AnalyticBandt1"))
+    assert main(["sweep", str(path), "--dir", str(tmp_path / "out")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "AnalyticBandt1-v0" in line
+    assert not list((tmp_path / "out").glob("s*"))
 
 
 def test_a_metric_that_no_run_logs_is_one_line_and_the_table_is_there(
@@ -388,6 +421,16 @@ def test_a_lost_worker_is_no_failure_of_the_trial_up_to_a_limit(tmp_path: Path) 
     assert failures == ["s0 6 lost"]
 
 
+def test_a_failure_tells_what_its_last_attempt_said(tmp_path: Path) -> None:
+    (trial,) = (t for t in small_plan(tmp_path, seeds=[0]).trials if t.setting == 0)
+    log = log_path(trial)
+    log.parent.mkdir(parents=True)
+    log.write_text("algd: error: my cost broke\n")  # of an earlier sweep, mended since
+    progress = SweepProgress([trial], complete=set(), stream=StringIO())
+    (failure,) = run_trials([trial], ScriptedEngine({trial.name: [-9]}), progress, retries=0)
+    assert (failure.reason, failure.message) == ("killed by SIGKILL", "")
+
+
 def test_complete_trials_are_not_started(tmp_path: Path) -> None:
     plan = small_plan(tmp_path, seeds=[0, 1])
     for trial in plan.trials[:3]:
@@ -460,8 +503,8 @@ def test_the_remaining_time_follows_from_recorded_steps(tmp_path: Path) -> None:
     assert progress.line() == "1/4 trials, 0:50 left"
     progress.failed(plan.trials[2], "exit code 1")
     progress.complete(plan.trials[1])
-    now[0] = 20.0  # 200 steps in 20 s, the failed trial's included: 100 are left
-    assert progress.line() == "2/4 trials, 1 failed, 0:10 left"
+    now[0] = 20.0  # 100 steps in 20 s; the failed trial took none and takes none: 100 are left
+    assert progress.line() == "2/4 trials, 1 failed, 0:20 left"
 
 
 def test_a_row_that_is_being_written_does_not_count(tmp_path: Path) -> None:

@@ -351,6 +351,7 @@ def test_discrete_draws_have_their_probabilities() -> None:
         ({"command": ["algd", "train", "${args}"]}, "command names no preset or file"),
         ({"command": [*COMMAND, "${args_json}"]}, "command holds ${args_json}"),
         ({"command": [*COMMAND, "--run-dir=x"]}, "command must leave out --run-dir=x"),
+        ({"command": [*COMMAND, "--seed=7"]}, "leave out --seed: list seeds under parameters.seed"),
         ({"command": [*COMMAND, "${envvar:NO_SUCH}"]}, "command: the variable NO_SUCH is not set"),
         (
             {"command": ["algd", "train", "sacc", "${args}"]},
@@ -371,6 +372,7 @@ def test_a_wrong_file_is_one_line(tmp_path: Path, changes: dict[str, Any], says:
         ({"values": []}, "values is empty, so the sweep has no trial"),
         ({"values": 3}, "values must be a list, got 3"),
         ({"values": [1, 2, 1]}, "values holds 1 twice"),
+        ({"values": [1, 1.0]}, "values holds 1.0 twice"),
         ({"values": [1], "value": 1}, "values is not a field of constant; did you mean value?"),
         ({"min": 1, "max": 2.0}, "min and max must both be whole numbers or both have a decimal"),
         ({"min": 3, "max": 2}, "min must be < max, got 3 and 2"),

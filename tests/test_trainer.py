@@ -185,6 +185,14 @@ def test_a_run_trained_on_is_the_longer_run(
         resume(parts, 150)
 
 
+def test_an_edited_configuration_that_does_not_fit_is_named(tmp_path: Path) -> None:
+    train(load_config([], TINY | POLICIES["gaussian"]), tmp_path / "run")
+    config = tmp_path / "run" / "config.yaml"
+    config.write_text(config.read_text().replace("hidden: [", "hidden: [7, "))
+    with pytest.raises(CheckpointError, match=r"config.yaml does not fit .* edited"):
+        resume(tmp_path / "run")
+
+
 def test_a_length_that_cannot_be_written_down_leaves_the_run_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

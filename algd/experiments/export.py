@@ -73,6 +73,7 @@ def export_run(
         CheckpointError: no such policy.
         UserError: a package for ONNX is missing, or a graph failed its check.
     """
+    out = out.absolute()
     _require_free(out)
     if onnx:
         from algd.experiments.export_onnx import require_onnx
@@ -85,7 +86,7 @@ def export_run(
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir()
     try:
-        first = first_fresh_episode(loaded.config.evaluation, policy)
+        first = first_fresh_episode(loaded.config.evaluation, loaded.which)
         report = _export(loaded, unfinished, episodes=episodes, first=first, onnx=onnx, mode=chosen)
         name = run_dir.resolve().name
         card = model_card(loaded, report.statistics, report.graphs, name=name, repo=repo)
@@ -150,6 +151,8 @@ def visited_observations(
 def _require_free(out: Path) -> None:
     if out.is_dir() and not is_export(out) and any(out.iterdir()):
         raise ConfigError(f"{out} holds something else than an exported policy; choose another")
+    if out.resolve() == Path.cwd():
+        raise ConfigError(f"{out} is the working directory; --out names one to be made")
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out} is a file; --out names a directory")
 

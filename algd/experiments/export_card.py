@@ -151,11 +151,17 @@ def _metadata(policy: LoadedPolicy, statistics: CostStatistics, name: str) -> di
 
 def _introduction(policy: LoadedPolicy) -> str:
     config = policy.config
+    kept = (
+        " It is the best of the run's evaluations that kept the limit; the episodes below are "
+        "others than those."
+        if policy.which == "best_safe"
+        else ""
+    )
     return (
         f"A policy for `{config.env.id}` that was trained to keep the cost of an episode at or "
         f"below {config.constraint.cost_limit:g}: {config.policy.kind} policy, "
         f"{config.multiplier.kind} multiplier, {policy.env_step:,} environment steps, "
-        f"seed {config.seed}. Everything that determines the run is in `config.yaml`."
+        f"seed {config.seed}.{kept} Everything that determines the run is in `config.yaml`."
     )
 
 

@@ -32,6 +32,7 @@ from algd.experiments.yaml_files import Layer
 
 Config = TypeVar("Config")
 Key = tuple[str, ...]
+_NAMES_OF_BASE = ("preset", "presets", "bases", "config")  # that people try
 
 
 def build(cls: type[Config], layers: Sequence[Layer]) -> Config:
@@ -135,6 +136,8 @@ class _LayerMerge:
         owners = [kind for kind, member in kinds.items() if name in field_types(member)]
         if owners:
             return ConfigError(f"{text}; it belongs to {', '.join(owners)}")
+        if not parents and name in _NAMES_OF_BASE:
+            return ConfigError(f"{text}; a preset or file to build on is named by base")
         keys = list(all_keys(self.root))
         elsewhere = [".".join(key) for key in keys if key[-1] == name]
         if elsewhere:

@@ -2,56 +2,91 @@
 
 In: the configuration dataclasses with their docstrings. Out: text: every key with what it may be,
 its default, and what it means. Nothing is written twice: a key is described where it is declared.
+Reading the dataclasses imports torch, which takes seconds: the help reads ``reference.json``, which
+`python -m algd.experiments.reference` writes and a test compares with them.
 """
 
 import ast
 import inspect
+import json
 import re
 import textwrap
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from algd.experiments.schema import describe_type, field_types, is_dataclass_type, show, variants
 
+STORED = Path(__file__).with_name("reference.json")
 _INDENT = " " * 8
 
 
-def config_reference(cls: type, *, width: int) -> str:
-    """Return the reference of a configuration class, wrapped to ``width`` columns."""
+class Line(NamedTuple):
+    """A paragraph to be wrapped, and the indents of its first line and of the rest."""
+
+    text: str
+    first: str = ""
+    rest: str = ""
+
+
+_BLANK = Line("")
+
+
+def stored_reference() -> list[Line]:
+    """Return the reference of ``ExperimentConfig`` from its file."""
+    return [Line(*line) for line in json.loads(STORED.read_text(encoding="utf-8"))]
+
+
+def wrapped(lines: Iterable[Line], width: int) -> str:
+    """Return the reference as text of ``width`` columns."""
+    return "\n".join(
+        textwrap.fill(
+            line.text,
+            width,
+            initial_indent=line.first,
+            subsequent_indent=line.rest,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        for line in lines
+    )
+
+
+def config_reference(cls: type) -> list[Line]:
+    """Return the reference of a configuration class."""
     default = cls()
     docs = field_docs(cls)
-    sections = []
+    lines: list[Line] = []
     for name, annotation in field_types(cls).items():
         value = getattr(default, name)
+        if lines:
+            lines.append(_BLANK)
         if kinds := variants(annotation):
-            sections.append(_union_section(name, kinds, value, width))
+            lines += _union_section(name, kinds, value)
         elif is_dataclass_type(annotation):
-            sections.append(_group_section(name, annotation, value, width))
+            lines += _group_section(name, annotation, value)
         else:
-            sections.append(_entry(name, annotation, value, docs.get(name, ""), width))
-    return "\n\n".join(sections)
+            lines += _entry(name, annotation, value, docs.get(name, ""))
+    return lines
 
 
-def _union_section(name: str, kinds: dict[str, type], default: Any, width: int) -> str:
-    chosen = f"one of {', '.join(kinds)}"
-    head = f"--{name}.kind  {chosen}  (default {default.kind})"
-    parts = [f"{name}\n{_wrap(head, width, '  ', _INDENT)}"]
+def _union_section(name: str, kinds: dict[str, type], default: Any) -> Iterator[Line]:
+    yield Line(name)
+    yield Line(f"--{name}.kind  one of {', '.join(kinds)}  (default {default.kind})", "  ", _INDENT)
     for kind, member in kinds.items():
+        yield _BLANK
         title = f"{name}, with --{name}.kind={kind}"
-        parts.append(_group_section(name, member, member(), width, title=title))
-    return "\n\n".join(parts)
+        yield from _group_section(name, member, member(), title=title)
 
 
 def _group_section(
-    name: str, cls: type, default: Any, width: int, *, title: str | None = None
-) -> str:
-    heading = _wrap(f"{title or name}: {prose(cls)}", width, "", "  ")
-    return "\n".join([heading, *_entries(name, cls, default, width, is_member=title is not None)])
+    name: str, cls: type, default: Any, *, title: str | None = None
+) -> Iterator[Line]:
+    yield Line(f"{title or name}: {prose(cls)}", "", "  ")
+    yield from _entries(name, cls, default, is_member=title is not None)
 
 
-def _entries(
-    prefix: str, cls: type, default: Any, width: int, *, is_member: bool = False
-) -> Iterator[str]:
+def _entries(prefix: str, cls: type, default: Any, *, is_member: bool = False) -> Iterator[Line]:
     """Yield the entries of a group; a union's member leaves its kind to the union."""
     docs = field_docs(cls)
     shown = ""  # what is said of several fields is printed once
@@ -60,31 +95,18 @@ def _entries(
             continue
         value, key = getattr(default, name), f"{prefix}.{name}"
         if is_dataclass_type(annotation):
-            yield _wrap(f"{key}: {prose(annotation)}", width, "  ", "    ")
-            yield from _entries(key, annotation, value, width)
+            yield Line(f"{key}: {prose(annotation)}", "  ", "    ")
+            yield from _entries(key, annotation, value)
         else:
             doc = docs.get(name, "")
-            yield _entry(key, annotation, value, "" if doc == shown else doc, width)
+            yield from _entry(key, annotation, value, "" if doc == shown else doc)
             shown = doc
 
 
-def _entry(key: str, annotation: Any, default: Any, doc: str, width: int) -> str:
-    head = f"--{key}  {describe_type(annotation)}  (default {show(default)})"
-    lines = [_wrap(head, width, "  ", _INDENT)]
+def _entry(key: str, annotation: Any, default: Any, doc: str) -> Iterator[Line]:
+    yield Line(f"--{key}  {describe_type(annotation)}  (default {show(default)})", "  ", _INDENT)
     if doc:
-        lines.append(_wrap(doc, width, _INDENT, _INDENT))
-    return "\n".join(lines)
-
-
-def _wrap(text: str, width: int, first: str, rest: str) -> str:
-    return textwrap.fill(
-        text,
-        width,
-        initial_indent=first,
-        subsequent_indent=rest,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
+        yield Line(doc, _INDENT, _INDENT)
 
 
 def prose(cls: type) -> str:
@@ -135,3 +157,15 @@ def _strings_below_fields(cls: type) -> dict[str, str]:
             ):
                 docs[name] = " ".join(text.split())
     return docs
+
+
+def main() -> None:
+    """Write the reference of ``ExperimentConfig`` to its file."""
+    from algd.experiments.config import ExperimentConfig
+
+    lines = [list(line) for line in config_reference(ExperimentConfig)]
+    STORED.write_text(json.dumps(lines, indent=0, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

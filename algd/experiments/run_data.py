@@ -83,6 +83,13 @@ class RunData:
         """Return the newest environment step that was recorded."""
         return max((int(series.steps[-1]) for series in self.metrics.values()), default=0)
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether it took its last step and was evaluated there."""
+        evaluated = self.metrics.get("eval/cost")
+        steps = () if evaluated is None else evaluated.steps
+        return len(steps) > 0 and int(steps[-1]) >= self.total_steps
+
 
 class RunSet(NamedTuple):
     """Runs that could be read, and a line for each directory that could not."""

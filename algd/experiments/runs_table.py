@@ -20,6 +20,7 @@ COLUMNS = ("run", "env", "agent", "seed", "step", "return", "cost", "state")
 _RIGHT = frozenset(COLUMNS.index(name) for name in ("seed", "step", "return", "cost"))
 # Short names of the table for what runs record.
 _METRICS = {"return": "eval/return", "cost": "eval/cost"}
+_STATES = ("running", "finished", "crashed")
 _TEXTS = ("run", "env", "agent", "seed", "state")
 
 
@@ -45,7 +46,7 @@ def state_of(run: RunData) -> str:
     """
     if writer_of(run.path) is not None:
         return "running"
-    return "finished" if run.last_step >= run.total_steps else "crashed"
+    return "finished" if run.is_finished else "crashed"
 
 
 def agent_of(run: RunData) -> str:
@@ -65,6 +66,10 @@ def select_runs(runs: Sequence[RunData], filters: Sequence[Filter]) -> list[RunD
             near = nearest(wanted.key, keys) or nearest(wanted.key.rpartition(".")[2], keys)
             hint = did_you_mean(near) or f"; the columns are {', '.join(_TEXTS)}"
             raise ConfigError(f"--filter: {wanted.key} is not a key of any run{hint}")
+        if wanted.key == "state" and not fnmatch.filter(_STATES, wanted.pattern):
+            raise ConfigError(
+                f"--filter: state must be one of {', '.join(_STATES)}, got {wanted.pattern!r}"
+            )
     return [run for run in runs if all(_matches(run, wanted) for wanted in filters)]
 
 

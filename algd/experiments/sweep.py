@@ -7,6 +7,7 @@ read the file; sweep_plan lists the trials; sweep_runner runs them on sweep_engi
 sweep_ray, each in a process of sweep_child; sweep_table reads the runs back.
 """
 
+import json
 import re
 import shlex
 import sys
@@ -16,9 +17,10 @@ from pathlib import Path
 from typing import Literal
 
 from algd.errors import ConfigError
+from algd.experiments.schema import plain
 from algd.experiments.sweep_engine import Engine, LocalEngine
 from algd.experiments.sweep_file import SweepFile, read_sweep_file
-from algd.experiments.sweep_plan import SweepPlan, plan_sweep, seeds_of
+from algd.experiments.sweep_plan import SweepPlan, plan_sweep, seeds_of, with_earlier
 from algd.experiments.sweep_progress import SweepProgress
 from algd.experiments.sweep_runner import Failure, run_trials
 from algd.experiments.sweep_table import make_table, require_known_metric, require_metric
@@ -66,6 +68,8 @@ def sweep(
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"{root} cannot be created: {error.strerror}") from error
+    if engine == "local":  # a cluster may have what this machine lacks
+        _require_environments(plan)
     with RunLock(root):  # two sweeps over one directory would start the same trials
         if engine == "ray":
             from algd.experiments.sweep_ray import RayEngine
@@ -83,6 +87,23 @@ def sweep(
 def default_directory(file: SweepFile) -> Path:
     """Return where a sweep goes unless told otherwise."""
     return Path("runs") / (re.sub(r"[^\w.=,+-]+", "_", file.name).lstrip(".-") or "sweep")
+
+
+def _require_environments(plan: SweepPlan) -> None:
+    """Make every environment once that is still to be trained on.
+
+    Raises:
+        ConfigError: one does not exist, or a policy cannot train on it.
+    """
+    from algd.environments.make import make_env
+
+    configs = [trial.config.env for trial in plan.trials if not trial.is_complete]
+    distinct = {json.dumps(plain(config), sort_keys=True): config for config in configs}
+    for config in distinct.values():
+        try:
+            make_env(config).close()
+        except ConfigError as error:
+            raise ConfigError(f"{plan.file.path}: {error}") from error
 
 
 def _run(plan: SweepPlan, engine: Engine, *, retries: int) -> list[Failure]:
@@ -115,7 +136,7 @@ def _interrupted(plan: SweepPlan) -> int:
 
 def _report(plan: SweepPlan, root: Path, failures: list[Failure]) -> int:
     table = make_table(plan)
-    table.write_csv(root / TABLE_FILE)
+    make_table(with_earlier(plan, root)).write_csv(root / TABLE_FILE)  # a part writes the whole
     print(table.text())
     print(f"table: {root / TABLE_FILE}", flush=True)
     for line in [*table.skipped, *(failure.describe() for failure in failures)]:

@@ -59,6 +59,11 @@ def read_command(given: Any, program: str, source: str) -> TrainCommand:
     options = [word for word in configs if word.startswith("-")]
     if options:
         raise ConfigError(f"{source}: command must leave out {options[0]}: the sweep sets it")
+    if any(override.option == "--seed" for override in overrides):
+        raise ConfigError(
+            f"{source}: command must leave out --seed: list seeds under parameters.seed, or say "
+            "how many with --seeds"
+        )
     if not configs:
         raise ConfigError(f"{source}: command names no preset or file; write {EXAMPLE}")
     return TrainCommand(tuple(configs), tuple(overrides))

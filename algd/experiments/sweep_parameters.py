@@ -6,7 +6,7 @@ files (package ``sweeps`` 0.3.0, config/schema.json; https://docs.wandb.ai/model
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -197,13 +197,25 @@ def _require_number(name: str, fields: Fields, source: str, *, whole: bool) -> N
         raise ConfigError(f"{source}: {name} must be {what}, got {show(value)}")
 
 
+def _same_as_one(value: Any, others: Sequence[Any]) -> bool:
+    """Whether a value stands among others: 1 and 1.0 are one, true and 1 are two."""
+    return any(
+        show(value) == show(other)
+        or (
+            (isinstance(value, int | float) and value == other)
+            and isinstance(value, bool) == isinstance(other, bool)
+        )
+        for other in others
+    )
+
+
 def _require_values(fields: Fields, source: str) -> None:
     values, weights = fields["values"], fields["probabilities"]
     if not isinstance(values, list):
         raise ConfigError(f"{source}: values must be a list, got {show(values)}")
     if not values:
         raise ConfigError(f"{source}: values is empty, so the sweep has no trial")
-    repeated = [value for k, value in enumerate(values) if show(value) in map(show, values[:k])]
+    repeated = [value for k, value in enumerate(values) if _same_as_one(value, values[:k])]
     if repeated:
         raise ConfigError(f"{source}: values holds {show(repeated[0])} twice")
     if weights is None:

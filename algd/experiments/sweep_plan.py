@@ -13,7 +13,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from algd.training.run_directory import CONFIG_FILE
 SEED = "seed"
 _STEPS = "train.total_steps"
 _MAX_TRIALS = 100_000
+_SEED = re.compile(r"(?:^|,)s(\d+)-[0-9a-f]{8}$")  # at the end of a trial's name
 _MAX_NAME = 100  # characters before the digest; file systems take 255
 _MAX_TAG = 64  # characters W&B takes
 
@@ -94,25 +95,61 @@ def plan_sweep(
         ConfigError: a parameter is no key of the configuration, a value is not allowed, ``only``
             leaves nothing, or a run directory there was made with another configuration.
     """
-    settings = _settings(file)
-    if len(settings) * len(seeds) > _MAX_TRIALS:
+    everything = _settings(file)
+    if len(everything) * len(seeds) > _MAX_TRIALS:
         raise ConfigError(
-            f"{file.path}: {len(settings)} settings with {len(seeds)} seeds are more than "
+            f"{file.path}: {len(everything)} settings with {len(seeds)} seeds are more than "
             f"{_MAX_TRIALS} trials"
         )
-    varied = [
-        key for key in file.parameters if len({show(s.values.get(key)) for s in settings}) > 1
-    ]
+    settings = everything
     for key, texts in (only or {}).items():
         settings = _kept(file, settings, key, texts)
-    trials = tuple(
+    trials = _trials(file, directory, everything, settings, seeds)
+    for trial in trials:
+        require_same_config(trial.run_dir, trial.config, may_grow=True)
+    return SweepPlan(file, tuple(settings), trials)
+
+
+def with_earlier(plan: SweepPlan, directory: Path) -> SweepPlan:
+    """Return a plan that also holds what other parts of its sweep have completed there."""
+    numbers = {int(match[1]) for path in directory.iterdir() if (match := _SEED.search(path.name))}
+    seeds = sorted({trial.seed for trial in plan.trials} | numbers)
+    everything = _settings(plan.file)
+    mine = {trial.name for trial in plan.trials}
+    kept = [
+        trial
+        for trial in _trials(plan.file, directory, everything, everything, seeds)
+        if trial.name in mine or (trial.is_complete and _is_same(trial))
+    ]
+    used = sorted({trial.setting for trial in kept})
+    trials = tuple(replace(trial, setting=used.index(trial.setting)) for trial in kept)
+    return SweepPlan(plan.file, tuple(everything[number] for number in used), trials)
+
+
+def _is_same(trial: Trial) -> bool:
+    try:
+        require_same_config(trial.run_dir, trial.config, may_grow=False)
+    except ConfigError:
+        return False
+    return True
+
+
+def _trials(
+    file: SweepFile,
+    directory: Path,
+    everything: Sequence[Setting],
+    settings: Sequence[Setting],
+    seeds: Sequence[int],
+) -> tuple[Trial, ...]:
+    """Return the trials of some settings; their names tell what varies among all of them."""
+    varied = [
+        key for key in file.parameters if len({show(s.values.get(key)) for s in everything}) > 1
+    ]
+    return tuple(
         _trial(file, directory, number, setting, seed, [key for key in varied if key != SEED])
         for seed in seeds
         for number, setting in enumerate(settings)
     )
-    for trial in trials:
-        require_same_config(trial.run_dir, trial.config, may_grow=True)
-    return SweepPlan(file, tuple(settings), trials)
 
 
 def _kept(

@@ -39,14 +39,13 @@ class SweepProgress:
     ) -> None:
         self._trials = trials
         self._complete = set(complete)
-        self._failed: set[str] = set()
+        self._failed: dict[str, int] = {}  # to the steps that they had taken
         self._stream = sys.stderr if stream is None else stream
         self._clock = clock
         self._redraws = self._stream.isatty()
         self._shown = False
         self._drawn_at = -float("inf")
         self._started_at = clock()
-        self._total = sum(trial.config.train.total_steps for trial in trials)
         self._steps_at_start = self._steps()
 
     def complete(self, trial: Trial) -> None:
@@ -56,7 +55,7 @@ class SweepProgress:
 
     def failed(self, trial: Trial, reason: str) -> None:
         """Note that a trial is given up."""
-        self._failed.add(trial.name)
+        self._failed[trial.name] = recorded_step(trial.run_dir)
         self._event(f"{trial.name} failed: {reason}")
 
     def notice(self, text: str) -> None:
@@ -99,17 +98,22 @@ class SweepProgress:
         done = steps - self._steps_at_start
         if done <= 0 or elapsed <= 0:
             return "-:--"
-        seconds = round((self._total - steps) * elapsed / done)
+        seconds = round((self._total() - steps) * elapsed / done)
         minutes, rest = divmod(max(seconds, 0), 60)
         hours, minutes = divmod(minutes, 60)
         return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
-    def _steps(self) -> int:
-        """Return the steps of all trials together; given-up ones count as done."""
-        over = self._complete | self._failed
+    def _total(self) -> int:
+        """Return the steps that all trials are to take; given-up ones take no more."""
         return sum(
-            trial.config.train.total_steps
-            if trial.name in over
+            self._failed.get(trial.name, trial.config.train.total_steps) for trial in self._trials
+        )
+
+    def _steps(self) -> int:
+        """Return the steps of all trials together."""
+        return sum(
+            self._failed.get(trial.name, trial.config.train.total_steps)
+            if trial.name in self._complete or trial.name in self._failed
             else min(recorded_step(trial.run_dir), trial.config.train.total_steps)
             for trial in self._trials
         )
@@ -119,7 +123,7 @@ class SweepProgress:
         width = min(_BAR_WIDTH, room - len(line) - 3)
         if width < _BAR_WIDTH // 2:
             return line[:room]
-        done = round(self._steps() / self._total * width)
+        done = round(self._steps() / max(self._total(), 1) * width)
         return f"[{'#' * done}{'.' * (width - done)}] {line}"
 
 

@@ -56,9 +56,12 @@ def run_trials(
     attempts: Counter[str] = Counter()
     losses: Counter[str] = Counter()
     failures: dict[str, Failure] = {}
+    begins: dict[str, int] = {}  # of the last attempt in the log, which attempts append to
     running = 0
     while waiting or running:
         while waiting and engine.has_room():
+            log = log_path(waiting[0])
+            begins[waiting[0].name] = log.stat().st_size if log.is_file() else 0
             engine.start(waiting.popleft())
             running += 1
         progress.update(running)
@@ -74,19 +77,21 @@ def run_trials(
                 progress.notice(f"{trial.name}: {ended.reason}; continuing it")
                 waiting.append(trial)
             else:
-                failures[trial.name] = _failure(ended, attempts[trial.name] + losses[trial.name])
+                number = attempts[trial.name] + losses[trial.name]
+                failures[trial.name] = _failure(ended, number, begins[trial.name])
                 progress.failed(trial, ended.reason)
     return [failures[trial.name] for trial in trials if trial.name in failures]
 
 
-def _failure(ended: Ended, attempts: int) -> Failure:
+def _failure(ended: Ended, attempts: int, begins: int) -> Failure:
     log = log_path(ended.trial)
-    return Failure(ended.trial, attempts, ended.reason, _last_line(log), log)
+    return Failure(ended.trial, attempts, ended.reason, _last_line(log, begins), log)
 
 
-def _last_line(log: Path) -> str:
+def _last_line(log: Path, begins: int) -> str:
+    """Return the last line that was printed from a place in the log on."""
     try:
-        text = log.read_bytes()[-_LOG_TAIL_BYTES:].decode("utf-8", "replace")
+        text = log.read_bytes()[begins:][-_LOG_TAIL_BYTES:].decode("utf-8", "replace")
     except OSError:
         return ""
     lines = [line.strip() for line in text.splitlines() if line.strip()]

@@ -187,7 +187,7 @@ def evaluate_run(
             episodes=episodes,
             mode=mode,
             seed=seed,
-            first=first_fresh_episode(config.evaluation, policy),
+            first=first_fresh_episode(config.evaluation, loaded.which),
         )
     finally:
         env.close()

@@ -49,7 +49,12 @@ def write_export(policy: LoadedPolicy, directory: Path, extra: dict[str, Any]) -
     # The others are what only further training needs.
     state = {k: v for k, v in state.items() if k not in ("sample", "stride")}
     tensors |= {f"{_NORMALIZER}.{k}": torch.from_numpy(v.copy()) for k, v in state.items()}
-    description = {"format": FORMAT, "task": _plain_task(policy.task), "normalizer_count": count}
+    description = {
+        "format": FORMAT,
+        "policy": policy.which,
+        "task": _plain_task(policy.task),
+        "normalizer_count": count,
+    }
     weights = safetensors.torch.save(tensors, metadata={"format": "pt"})
     (directory / WEIGHTS_FILE).write_bytes(weights)
     (directory / CONFIG_FILE).write_text(dump_yaml(policy.config), encoding="utf-8")
@@ -69,7 +74,8 @@ def load_export(directory: Path) -> LoadedPolicy:
     try:
         config = load_config([directory / CONFIG_FILE])
         tensors = safetensors.torch.load_file(directory / WEIGHTS_FILE)
-        policy = LoadedPolicy(config, _task_arrays(description["task"]))
+        which = description.get("policy", "latest")  # which earlier exports do not say
+        policy = LoadedPolicy(config, _task_arrays(description["task"]), which)
         for part, module in _modules(policy).items():
             state = _under(part, tensors)
             if state or part != "constraint":  # which earlier exports lack

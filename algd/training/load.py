@@ -13,7 +13,7 @@ import torch
 from algd.errors import ConfigError
 from algd.training.checkpoint import CheckpointStore
 from algd.training.normalization import make_normalizer
-from algd.training.run_directory import POLICIES
+from algd.training.run_directory import POLICIES, config_must_fit, require_config
 
 if TYPE_CHECKING:
     from algd.experiments.config import ExperimentConfig, TrainedAgent
@@ -25,16 +25,20 @@ class LoadedPolicy:
     """A trained agent with its normaliser and action box.
 
     Attributes: ``config`` the resolved experiment, ``task`` the widths and bounds it was trained
-    for, ``env_step`` the step it was saved at, ``reward_scale`` its critics' rewards over those of
-    the environment, ``agent`` (normalised observations in, actions in [-1, 1] out) and
-    ``normalizer``. Built with fresh weights; whoever builds it loads them.
+    for, ``env_step`` the step it was saved at, ``which`` of the policies of its run it is,
+    ``reward_scale`` its critics' rewards over those of the environment, ``agent`` (normalised
+    observations in, actions in [-1, 1] out) and ``normalizer``. Built with fresh weights; whoever
+    builds it loads them.
     """
 
-    def __init__(self, config: "ExperimentConfig", task: dict[str, Any]) -> None:
+    def __init__(
+        self, config: "ExperimentConfig", task: dict[str, Any], which: str = "latest"
+    ) -> None:
         from algd.experiments.config import make_agent
 
         self.config = config
         self.task = task
+        self.which = which
         self.env_step: int = task["env_step"]
         self.reward_scale: float = task.get("reward_scale", config.train.reward_scale)
         self.obs_dim: int = task["obs_dim"]
@@ -112,9 +116,11 @@ def load(source: str | Path, *, policy: str = "latest") -> LoadedPolicy:
         return load_export(directory)
     store = CheckpointStore(directory)
     state = store.load() if policy == "latest" else store.load_policy(policy)
-    loaded = LoadedPolicy(load_config([directory / "config.yaml"]), state["task"])
+    config = load_config([require_config(directory)])
+    loaded = LoadedPolicy(config, state["task"], policy)
     # The noise of updates, which another kind of device could not take: acting draws its own.
     agent = {name: part for name, part in state["agent"].items() if name != "generator"}
-    loaded.agent.load_state_dict(agent)
-    loaded.normalizer.load_state_dict(state["normalizer"])
+    with config_must_fit(directory):
+        loaded.agent.load_state_dict(agent)
+        loaded.normalizer.load_state_dict(state["normalizer"])
     return loaded

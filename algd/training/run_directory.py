@@ -6,6 +6,8 @@ is answered at once. Names in a run directory: ``config.yaml``, ``checkpoints/``
 """
 
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from algd.errors import CheckpointError, ConfigError
@@ -39,6 +41,38 @@ def require_run_dir(path: Path) -> Path:
             f"{path} holds no run: found neither {CONFIG_FILE} nor a {CHECKPOINTS} directory"
         )
     return path
+
+
+def require_config(path: Path) -> Path:
+    """Return the configuration of the run in ``path``.
+
+    Raises:
+        CheckpointError: it is missing, or empty.
+    """
+    config = path / CONFIG_FILE
+    if not config.is_file():
+        raise CheckpointError(
+            f"{path} holds no {CONFIG_FILE}: its run ended before it began; start it anew"
+        )
+    if not config.stat().st_size:
+        raise CheckpointError(f"{config} is empty; it held what the run was started with")
+    return config
+
+
+@contextmanager
+def config_must_fit(path: Path) -> Iterator[None]:
+    """Name the configuration of the run in ``path`` where saved states do not fit what it makes.
+
+    Raises:
+        CheckpointError: instead of what torch and mappings raise then.
+    """
+    try:
+        yield
+    except (RuntimeError, KeyError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(
+            f"{path / CONFIG_FILE} does not fit what the run has saved (was it edited?): {reason}"
+        ) from error
 
 
 def seed_directories(directory: Path) -> list[Path]:

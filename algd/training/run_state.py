@@ -7,6 +7,8 @@ trainer as it was, every generator, counter and running episode included.
 import logging
 from typing import TYPE_CHECKING, Any
 
+from algd.training.run_directory import config_must_fit
+
 if TYPE_CHECKING:
     from algd.training.trainer import Trainer
 
@@ -75,8 +77,9 @@ def restore_training(trainer: "Trainer", state: dict[str, Any]) -> None:
             "random numbers than it would have had there",
             trainer.device,
         )
-    trainer.agent.load_state_dict(agent)
-    trainer.normalizer.load_state_dict(state["normalizer"])
+    with config_must_fit(trainer.run_dir):
+        trainer.agent.load_state_dict(agent)
+        trainer.normalizer.load_state_dict(state["normalizer"])
     if trainer.returns is not None:
         trainer.returns.load_state_dict(state["returns"])
     trainer.acting.set_state(state["acting"])

@@ -30,7 +30,7 @@ from algd.training.lockstep import Lockstep, Row
 from algd.training.metric_window import BoundWatch, MetricWindow
 from algd.training.normalization import ReturnDeviation, make_normalizer
 from algd.training.recording import record_episode, record_row
-from algd.training.run_directory import require_run_dir
+from algd.training.run_directory import require_config, require_run_dir
 from algd.training.run_lock import RunLock
 from algd.training.run_state import restore_training, training_state
 from algd.training.saving import Saver
@@ -453,13 +453,10 @@ def continued(
     from algd.experiments.config import dump_yaml, load_config
 
     require_run_dir(run_dir)
-    if not (run_dir / "config.yaml").is_file():
-        raise CheckpointError(
-            f"{run_dir} holds no config.yaml: its run ended before it began; start it anew"
-        )
+    path = require_config(run_dir)
     with RunLock(run_dir):  # a process that is just ending may save once more
         checkpoint = CheckpointStore(run_dir).latest()
-        config = load_config([run_dir / "config.yaml"])
+        config = load_config([path])
     before = config.train.total_steps
     require_not_shorter(run_dir, before, total_steps)
     longer = total_steps is not None and total_steps > before

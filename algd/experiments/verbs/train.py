@@ -84,14 +84,13 @@ def run(arguments: list[str]) -> int:
 
 
 def _print_train_help(parser: argparse.ArgumentParser) -> None:
-    from algd.experiments.config import ExperimentConfig
-    from algd.experiments.reference import config_reference
+    from algd.experiments.reference import stored_reference, wrapped
 
     width = min(_MAX_HELP_WIDTH, shutil.get_terminal_size().columns - 2)
     print(parser.format_help())
     print(
         "configuration keys (values are written as in YAML: 3e-4, true, null, [64, 64]):\n\n"
-        + config_reference(ExperimentConfig, width=width)
+        + wrapped(stored_reference(), width)
     )
 
 
