@@ -346,6 +346,28 @@ def test_cells_of_other_settings_are_refused(tmp_path: Path) -> None:
         run_cells(cells(9), jobs=1, updates=1, say=lambda _: None)
 
 
+def test_a_part_may_be_run_with_what_another_variant_sets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    axis = AXES["estimator"]
+    monkeypatch.setitem(AXES, "brief", replace(axis, name="brief", updates=1))
+    changed = {"policy.hidden": [8], "policy.schedule.num_train_timesteps": 2}
+    plain, other = (v.name for v in axis.variants[:2])
+    variants = (Variant(plain), Variant(other, {"policy.hidden": [9]}))
+    monkeypatch.setitem(AXES, "brief", replace(AXES["brief"], variants=variants, reference=plain))
+    (result,) = ablate(
+        "brief",
+        tmp_path,
+        envs=["energy1"],
+        variants=[plain],
+        seeds=1,
+        overrides=changed,
+        say=lambda _: None,
+    )
+    assert result.error == ""
+    assert plain in (tmp_path / "table.md").read_text()
+
+
 def test_an_unfinished_cell_of_other_settings_is_refused(tmp_path: Path) -> None:
     def cells(limit: float) -> list[Cell]:
         return plan_cells(

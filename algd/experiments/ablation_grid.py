@@ -116,9 +116,13 @@ def _earlier(
     So the table and figures of a part hold the whole.
     """
     axis, folder = AXES[axis_name], directory / "cells"
-    known = [*tasks, *(task for name, task in TASKS.items() if find_task(name) not in tasks)]
+    # A variant that sets what is overridden cannot have been run with the override.
+    free = [v.name for v in axis.variants if not v.overrides.keys() & (overrides or {}).keys()]
+    axis = _part(axis, free)
+    known = [*tasks, *(task for task in TASKS.values() if task not in tasks)]
     there = [task for task in known if task in tasks or (folder / task_folder(task)).is_dir()]
-    numbers = [int(path.name.partition("_")[2]) for path in folder.glob("*/*/seed_*")]
+    names = [path.name.partition("_")[2] for path in folder.glob("*/*/seed_*")]
+    numbers = [int(name) for name in names if name.isdecimal()]
     planned = plan_cells(
         axis,
         there,

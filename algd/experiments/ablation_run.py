@@ -7,7 +7,6 @@ that was interrupted goes on where it stopped: finished cells are read, unfinish
 import contextlib
 import json
 import os
-import signal
 import sys
 import threading
 import time
@@ -21,9 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 from algd.errors import ConfigError, UserError
 from algd.experiments.ablation import TASKS, Cell
-from algd.experiments.config_values import flatten
+from algd.experiments.config_values import first_difference, flatten
 from algd.experiments.schema import show
-from algd.experiments.sweep_child import train_or_continue
+from algd.experiments.sweep_child import stop_this_process, train_or_continue
+from algd.training.run_directory import CONFIG_FILE
 
 if TYPE_CHECKING:
     from algd.diffusion.policy import DiffusionPolicyConfig
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 MEASURES_FILE = "measures.json"
 _SAMPLER_BATCH = 256
 _KILLS = 2  # of processes in a row, with no cell finished in between, before cells count as failed
-_STOP_SECONDS = 60.0  # for a checkpoint
 _ORPHANED = 1  # exit code
 
 
@@ -68,7 +67,7 @@ def run_cells(
         found = _finished(cell, plans[cell.directory])
         if found is not None:
             results[cell.directory] = CellResult(cell, found)
-        elif not cell.task.sampler_dim:
+        elif (cell.directory / CONFIG_FILE).is_file():
             require_same_config(cell.directory, _config(cell), may_grow=False)
     waiting = [cell for cell in cells if cell.directory not in results]
     if results:
@@ -148,9 +147,7 @@ def _stop_with_grid() -> None:
     def watch() -> None:
         if grid is not None:
             grid.join()
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(_STOP_SECONDS)
-        os.kill(os.getpid(), signal.SIGKILL)
+        stop_this_process()
 
     threading.Thread(target=watch, daemon=True).start()
 
@@ -285,13 +282,13 @@ def _finished(cell: Cell, settings: dict[str, Any]) -> dict[str, float] | None:
         return None
     stored = json.loads(path.read_text(encoding="utf-8"))
     there, here = flatten(stored["settings"]), flatten(settings)
-    for key in sorted(there.keys() | here.keys()):
-        if there.get(key) != here.get(key):
-            raise ConfigError(
-                f"{cell.directory} holds a cell of other settings: {key} was "
-                f"{show(there.get(key))}, now it is {show(here.get(key))}; name another folder "
-                "with --dir, or remove this one"
-            )
+    key = first_difference(there, here)
+    if key is not None:
+        raise ConfigError(
+            f"{cell.directory} holds a cell of other settings: {key} was "
+            f"{show(there.get(key))}, now it is {show(here.get(key))}; name another folder "
+            "with --dir, or remove this one"
+        )
     return stored["measures"]
 
 

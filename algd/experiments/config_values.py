@@ -83,3 +83,9 @@ def _text(value: Any) -> str:
     if isinstance(value, tuple):
         return f"[{', '.join(_text(item) for item in value)}]"
     return str(value)
+
+
+def first_difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str | None:
+    """Return the first key of two flat mappings whose values differ, or None."""
+    keys = sorted(there.keys() | here.keys())
+    return next((key for key in keys if there.get(key) != here.get(key)), None)

@@ -136,7 +136,8 @@ def _interrupted(plan: SweepPlan) -> int:
 
 def _report(plan: SweepPlan, root: Path, failures: list[Failure]) -> int:
     table = make_table(plan)
-    make_table(with_earlier(plan, root)).write_csv(root / TABLE_FILE)  # a part writes the whole
+    whole = with_earlier(plan, root)  # a part writes the table of all
+    (table if whole is plan else make_table(whole)).write_csv(root / TABLE_FILE)
     print(table.text())
     print(f"table: {root / TABLE_FILE}", flush=True)
     for line in [*table.skipped, *(failure.describe() for failure in failures)]:

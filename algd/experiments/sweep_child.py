@@ -85,6 +85,11 @@ def _stop_with_sweep() -> None:
     """Wait for the end of stdin, then stop this process as Ctrl-C would."""
     while os.read(sys.stdin.fileno(), 4096):
         pass
+    stop_this_process()
+
+
+def stop_this_process() -> None:
+    """Stop as Ctrl-C would, and at once where that takes too long."""
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(_STOP_SECONDS)
     os.kill(os.getpid(), signal.SIGKILL)

@@ -22,7 +22,7 @@ import numpy as np
 from algd.errors import ConfigError
 from algd.experiments.arguments import Override, load_overridden
 from algd.experiments.config import COMMAND_LINE, ExperimentConfig, load_config, to_dict
-from algd.experiments.config_values import flatten
+from algd.experiments.config_values import first_difference, flatten
 from algd.experiments.schema import show
 from algd.experiments.sweep_child import is_complete
 from algd.experiments.sweep_file import SweepFile
@@ -112,10 +112,13 @@ def plan_sweep(
 
 def with_earlier(plan: SweepPlan, directory: Path) -> SweepPlan:
     """Return a plan that also holds what other parts of its sweep have completed there."""
-    numbers = {int(match[1]) for path in directory.iterdir() if (match := _SEED.search(path.name))}
+    mine = {trial.name for trial in plan.trials}
+    others = [_SEED.search(path.name) for path in directory.iterdir() if path.name not in mine]
+    numbers = {int(match[1]) for match in others if match}
+    if not numbers:
+        return plan
     seeds = sorted({trial.seed for trial in plan.trials} | numbers)
     everything = _settings(plan.file)
-    mine = {trial.name for trial in plan.trials}
     kept = [
         trial
         for trial in _trials(plan.file, directory, everything, everything, seeds)
@@ -289,9 +292,9 @@ def require_same_config(run_dir: Path, config: ExperimentConfig, *, may_grow: bo
     )
     if may_grow and not config.train.depends_on_length and there[_STEPS] < here[_STEPS]:
         del there[_STEPS], here[_STEPS]
-    for key in sorted(here.keys() | there.keys()):
-        if here.get(key) != there.get(key):
-            raise ConfigError(
-                f"{run_dir} was run with {key} {show(there.get(key))}, now it is "
-                f"{show(here.get(key))}; move that directory away or choose another --dir"
-            )
+    key = first_difference(there, here)
+    if key is not None:
+        raise ConfigError(
+            f"{run_dir} was run with {key} {show(there.get(key))}, now it is "
+            f"{show(here.get(key))}; move that directory away or choose another --dir"
+        )
