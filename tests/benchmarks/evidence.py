@@ -164,8 +164,14 @@ def markdown(comparisons: Sequence[Comparison]) -> str:
         f"| cost oscillation | ratio to `{DUAL_ASCENT}` |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
+    references = [
+        run
+        for comparison in comparisons
+        for row in comparison.rows
+        for run in row.group.runs
+        if row.group.label == DUAL_ASCENT and comparison.env_id != ALL_ENVIRONMENTS
+    ]
     for comparison in comparisons:
-        ascent = [row.group.runs for row in comparison.rows if row.group.label == DUAL_ASCENT]
         for row in comparison.rows:
             runs = row.group.runs
             tasks = len({run.env_id for run in runs})
@@ -188,12 +194,24 @@ def markdown(comparisons: Sequence[Comparison]) -> str:
                 ""
                 if several
                 else _interval(mean_interval(_oscillations(runs), bounds=(0.0, math.inf)), 0),
-                _interval(oscillation_ratio(runs, ascent[0]), 2)
-                if ascent and row.group.label != DUAL_ASCENT
-                else "",
+                "" if row.group.label == DUAL_ASCENT else ratio_where_both_ran(runs, references),
             ]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def ratio_where_both_ran(runs: Sequence[RunData], references: Sequence[RunData]) -> str:
+    """Return the ratio of oscillations over the environments of both, and of how many if not all.
+
+    Runs of several environments need two that are shared.
+    """
+    own, other = ({run.env_id for run in group} for group in (runs, references))
+    shared = own & other
+    if not shared or len(shared) < min(len(own), 2):
+        return ""
+    ours, theirs = ([run for run in group if run.env_id in shared] for group in (runs, references))
+    text = _interval(oscillation_ratio(ours, theirs), 2)
+    return text if shared == own else f"{text}, on {len(shared)}"
 
 
 def oscillation(run: RunData) -> float:

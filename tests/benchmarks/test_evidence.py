@@ -181,3 +181,19 @@ def test_environments_count_alike_in_the_ratio_of_oscillations() -> None:
     # 2, 8, 16, 16, 16 there: a geometric mean of 16 * 2^(-4/5).
     found = evidence.oscillation_ratio(more, twice(theirs))[0]
     assert found == pytest.approx(np.sqrt(0.25 * 2 ** (-4 / 5)))
+
+
+def test_the_ratio_is_taken_over_the_environments_where_both_ran() -> None:
+    def at(runs: list[RunData], *names: str) -> list[RunData]:
+        return [replace(run, config={"env.id": name}) for name in names for run in runs]
+
+    ours = [_run_of([0.0, 0.0, step]) for step in (2.0, 8.0)]
+    theirs = [_run_of([0.0, 0.0, step]) for step in (16.0, 16.0)]
+    both = evidence.ratio_where_both_ran(at(ours, "a", "b"), at(theirs, "b", "a"))
+    assert both.startswith("0.25 [")
+    assert both.endswith("]")
+    more = evidence.ratio_where_both_ran(at(ours, "c", "a", "b"), at(theirs, "b", "a", "d"))
+    assert more == f"{both}, on 2"
+    assert evidence.ratio_where_both_ran(at(ours, "a"), at(theirs, "b", "a")).startswith("0.25 [")
+    assert evidence.ratio_where_both_ran(at(ours, "a", "b"), at(theirs, "a")) == ""
+    assert evidence.ratio_where_both_ran(at(ours, "c"), at(theirs, "a")) == ""
