@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.container import ErrorbarContainer
 from recorded_runs import ENV, write_run
 
 from algd.analysis.statistics import bootstrap_interval
@@ -17,7 +18,12 @@ from algd.experiments.compare import ALL_ENVIRONMENTS, Comparison, compare, usab
 from algd.experiments.compare_groups import group_runs
 from algd.experiments.compare_tables import csv_table, latex_table, runs_table, terminal_table
 from algd.experiments.config_values import HIDDEN, differing_keys, flatten, shown
-from algd.experiments.figures import on_common_steps, pareto_front
+from algd.experiments.figures import (
+    ablation_figure,
+    on_common_steps,
+    pareto_front,
+    write_figures,
+)
 from algd.experiments.run_data import RunSet, Series, read_runs
 
 RETURNS = {"fixed": [1.0, 2.0, 3.0, 4.0, 5.0], "scalar_dual": [10.0, 20.0, 30.0, 40.0, 50.0]}
@@ -408,6 +414,40 @@ def test_compare_prints_one_row_per_group_and_writes_tables_and_figures(
     for name in ("curves", "plane", "ablation"):
         assert Path(f"out/{name}.png").read_bytes().startswith(b"\x89PNG")
         assert Path(f"out/{name}.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_of_another_score_none_is_called_better(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_two_groups(tmp_path / "runs")
+    assert main(["compare", "runs", "--metric", "eval/violation_rate", "-o", "out"]) == 0
+    text = capsys.readouterr().out
+    assert "eval/violation_rate|safe: mean eval/violation_rate of the runs in the limit" in text
+    for word in ("P(better)", "baseline", " return"):
+        assert word not in text
+    (row, *_) = csv.DictReader(io.StringIO(Path("out/comparison.csv").read_text()))
+    assert row["p_better"] == ""
+    latex = Path("out/comparison.tex").read_text()
+    assert r"eval/violation\_rate given safe" in latex
+    assert "better" not in latex
+
+
+def test_cut_labels_in_figures_stay_apart_and_unknown_intervals_have_no_whiskers(
+    tmp_path: Path,
+) -> None:
+    for k, title in enumerate(("a" * 90 + "1", "a" * 90 + "2")):
+        write_run(tmp_path / str(k), env__kwargs__title=title)
+    (comparison,) = comparisons_of(tmp_path)
+    figure = ablation_figure(comparison)
+    first, second = (tick.get_text() for tick in figure.axes[0].get_yticklabels())
+    assert (first[:4], second[:4]) == ("(1) ", "(2) ")
+    assert first.endswith("... (n = 1) (baseline)")
+    assert second.endswith("... (n = 1)")
+    for axes in figure.axes:  # of one run there is no interval
+        (whiskers,) = (one for one in axes.containers if isinstance(one, ErrorbarContainer))
+        for cap in whiskers.lines[1]:
+            assert np.isnan(np.asarray(cap.get_xdata(), float)).all()
+    assert write_figures([comparison], tmp_path)
 
 
 def test_equal_runs_give_equal_tables(tmp_path: Path) -> None:

@@ -185,7 +185,11 @@ def test_a_grid_holds_every_setting_with_every_seed_once(tmp_path: Path) -> None
     assert len(found) == len(set(found)) == 12
     assert found[:4] == [(0.1, 1, 7), (0.1, 2, 7), (1.0, 1, 7), (1.0, 2, 7)]
     assert {t.config.train.batch_size for t in trials} == {32}
-    assert {t.config.tracking.group for t in trials} == {"my_sweep"}
+    groups = [t.config.tracking.group for t in trials]
+    assert groups[:4] == groups[4:8] == groups[8:]  # the seeds of a setting share one
+    assert groups[1] == "my_sweep: penalty_coef=0.1, dual_steps=2"
+    assert len(set(groups)) == 4
+    assert {t.config.tracking.tags for t in trials} == {("my_sweep",)}
     assert len({t.run_dir for t in trials}) == 12
     assert trials[0].name.startswith("penalty_coef=0.1,dual_steps=1,s7-")
 
@@ -237,6 +241,18 @@ def test_a_sweep_varies_the_preset(tmp_path: Path) -> None:
     assert first.config.multiplier.kind == "scalar_dual"
     assert second.config.multiplier.kind == "statewise_dual"
     assert first.name.startswith("base=sac_lag,")
+
+
+def test_groups_too_long_for_wandb_are_cut_and_stay_apart(tmp_path: Path) -> None:
+    tree = GRID | {
+        "name": "x" * 150,
+        "parameters": {"seed": {"value": 0}, "train.batch_size": {"values": [8, 16]}},
+    }
+    first, second = (t.config.tracking.group for t in plan(tmp_path, tree).trials)
+    assert first is not None
+    assert second is not None
+    assert len(first) == len(second) == 128
+    assert first != second
 
 
 def test_what_file_and_command_say_of_tracking_wins(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from recorded_runs import write_run
 
 from algd.errors import ConfigError, UserError
 from algd.experiments import wandb_dashboard
@@ -25,7 +26,7 @@ def written(out: Path, runs: list[Path] | None = None) -> Any:
 
 
 def recorded_run(run_dir: Path, run_id: str) -> Path:
-    run_dir.mkdir()
+    run_dir.mkdir(exist_ok=True)
     (run_dir / "wandb.json").write_text(json.dumps({"run_id": run_id}))
     return run_dir
 
@@ -86,6 +87,25 @@ def test_run_directories_narrow_both_down(tmp_path: Path, no_wandb_login: None) 
     assert '"aaa", "bbb"' in text
     report = json.dumps(written(tmp_path / "new.json", runs)["report"])
     assert report.count('"aaa", "bbb"') == 1 + len(GROUPS)
+
+
+def test_a_directory_of_runs_stands_for_them(
+    tmp_path: Path,
+    no_wandb_login: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        recorded_run(write_run(Path("runs", name)), name * 3)
+    command = ["dashboard", "runs", "--wandb", "somebody/safety"]
+    assert main(command) == 0
+    assert '"aaa", "bbb"' in json.dumps(json.loads(Path("wandb_dashboard.json").read_text()))
+    assert main([*command, "--videos", "none"]) == 2
+    assert "--wandb takes no --videos" in capsys.readouterr().err
+    Path("empty").mkdir()
+    assert main(["dashboard", "empty", "--wandb", "somebody/safety"]) == 2
+    assert "no run found in empty" in capsys.readouterr().err
 
 
 def test_a_run_that_wandb_never_saw_is_named(tmp_path: Path, no_wandb_login: None) -> None:

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from algd.experiments.ablation import Axis
 from algd.experiments.ablation_table import Row
 from algd.experiments.lab_style import (
@@ -136,8 +134,8 @@ def _draw_panel(axis: Axis, panel: Any, rows: Sequence[Row], *, last: bool) -> N
         on_a_scale = len(members) > 1 and all(v.position is not None for v in members)
         values = [by_name[name].value for name in names]
         means = [value.estimate for value in values]
-        below = np.nan_to_num([value.estimate - value.low for value in values])
-        above = np.nan_to_num([value.high - value.estimate for value in values])
+        below = [value.estimate - value.low for value in values]
+        above = [value.high - value.estimate for value in values]
         shift = 0.08 * (index - 0.5 * (len(groups) - 1))
         panel.errorbar(
             [places[name] + shift for name in names],

@@ -89,7 +89,8 @@ class Comparison:
 
     baseline: label that ``p_better`` refers to, of ``rows[0]`` unless one was asked for; where no
         row has it, ``p_better`` is unknown.
-    score: the metric whose last value is the return of all columns.
+    score: the metric whose last value is the return of all columns. Of another than the return it
+        is not known whether more is better, so ``p_better`` is unknown.
     """
 
     env_id: str
@@ -135,7 +136,7 @@ def compare(
     for env_id, members in by_environment.items():
         strata = {group.label: ([summaries[run] for run in group.runs],) for group in members}
         reference = members[0].label if baseline is None else baseline
-        rows = [_row(group, strata, reference, seed) for group in members]
+        rows = [_row(group, strata, reference, score, seed) for group in members]
         comparisons.append(Comparison(env_id, reference, score, tuple(rows)))
     everywhere = _over_environments(comparisons, seed, baseline)
     return [*comparisons, everywhere] if everywhere is not None else comparisons
@@ -219,23 +220,28 @@ def _over_environments(
     if not labels:
         return None
     strata = {label: tuple(table[label].summaries for table in tables) for label in labels}
-    reference = labels[0] if baseline is None else baseline
+    reference, score = labels[0] if baseline is None else baseline, comparisons[0].score
     rows = []
     for label in labels:
         runs = tuple(run for table in tables for run in table[label].group.runs)
-        row = _row(Group(ALL_ENVIRONMENTS, label, runs), strata, reference, seed)
+        row = _row(Group(ALL_ENVIRONMENTS, label, runs), strata, reference, score, seed)
         row.values.update(dict.fromkeys(SCALED_BY_ENVIRONMENT, UNKNOWN))
         rows.append(row)
-    return Comparison(ALL_ENVIRONMENTS, reference, comparisons[0].score, tuple(rows))
+    return Comparison(ALL_ENVIRONMENTS, reference, score, tuple(rows))
 
 
 def _row(
-    group: Group, strata: Mapping[str, Sequence[Sequence[RunSummary]]], reference: str, seed: int
+    group: Group,
+    strata: Mapping[str, Sequence[Sequence[RunSummary]]],
+    reference: str,
+    score: str,
+    seed: int,
 ) -> Row:
     """Return the row of a group; ``strata`` holds the summaries of each label per environment."""
     mine = strata[group.label]
     values = _quantities(mine, seed)
-    others = strata.get(reference) if group.label != reference else None
+    is_judged = group.label != reference and score == RETURN
+    others = strata.get(reference) if is_judged else None
     values["p_better"] = UNKNOWN if others is None else _p_better(mine, others)
     return Row(group, tuple(one for stratum in mine for one in stratum), values)
 

@@ -29,6 +29,11 @@ class Group:
     runs: tuple[RunData, ...]
 
 
+def cut_label(label: str, number: int, longest: int) -> str:
+    """Return a label, or its beginning behind a number that tells it from others so cut."""
+    return label if len(label) <= longest else f"({number}) {label[:longest]}..."
+
+
 def group_runs(runs: Sequence[RunData], by: Sequence[str] = ()) -> list[Group]:
     """Return groups in the order of their first runs, those of one environment together.
 

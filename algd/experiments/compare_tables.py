@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from algd.analysis.statistics import Interval
 from algd.experiments.compare import ALL_ENVIRONMENTS, QUANTITIES, RETURN, Comparison, Quantity, Row
-from algd.experiments.compare_groups import keys_inside_environments
+from algd.experiments.compare_groups import cut_label, keys_inside_environments
 from algd.experiments.config_values import ABSENT, shown
 
 _TERMINAL_KEYS = (
@@ -48,7 +48,10 @@ def terminal_table(comparison: Comparison) -> str:
     """Return the table of one environment for a terminal, with the full labels below."""
     headings, cells = headings_and_cells(comparison)
     labels = [row.group.label for row in comparison.rows]
-    short = {label: _cut(label, number) for number, label in enumerate(labels, start=1)}
+    short = {
+        label: cut_label(label, number, _LONGEST_LABEL)
+        for number, label in enumerate(labels, start=1)
+    }
     lines = [["group", *headings]]
     lines += [[text, *row] for text, row in zip(short.values(), cells, strict=True)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -89,7 +92,7 @@ def headings_and_cells(comparison: Comparison) -> tuple[list[str], list[list[str
 def legend(comparison: Comparison) -> str:
     """Return what the columns mean, once for all environments."""
     lines = [
-        f"{_heading(quantity, comparison)}: {quantity.meaning}"
+        f"{_heading(quantity, comparison)}: {_named(quantity.meaning, comparison)}"
         for quantity in _terminal_quantities(comparison)
     ]
     return "\n".join([*lines, "[low, high]: 95 % intervals over runs"])
@@ -97,7 +100,7 @@ def legend(comparison: Comparison) -> str:
 
 def _baseline_note(comparison: Comparison) -> str:
     """Say what P(better) refers to, where there is something to compare."""
-    if len(comparison.rows) < 2:
+    if len(comparison.rows) < 2 or comparison.score != RETURN:
         return ""
     known = any(row.group.label == comparison.baseline for row in comparison.rows)
     return f"; baseline: {comparison.baseline}{'' if known else ' (no run of it here)'}"
@@ -106,7 +109,13 @@ def _baseline_note(comparison: Comparison) -> str:
 def _terminal_quantities(comparison: Comparison) -> list[Quantity]:
     is_over_all = comparison.env_id == ALL_ENVIRONMENTS
     keys = _KEYS_OVER_ALL if is_over_all else _TERMINAL_KEYS
-    return [quantity for quantity in QUANTITIES if quantity.key in keys]
+    return [quantity for quantity in _quantities(comparison) if quantity.key in keys]
+
+
+def _quantities(comparison: Comparison) -> list[Quantity]:
+    """Return the columns of a comparison: none says what is better by another score."""
+    is_return = comparison.score == RETURN
+    return [quantity for quantity in QUANTITIES if is_return or quantity.key != "p_better"]
 
 
 def csv_table(comparisons: Sequence[Comparison]) -> str:
@@ -153,8 +162,9 @@ def runs_table(comparisons: Sequence[Comparison]) -> str:
 
 def latex_table(comparisons: Sequence[Comparison]) -> str:
     """Return a tabular for the package booktabs; intervals stand behind their estimates."""
-    quantities = [quantity for quantity in QUANTITIES if quantity.key in _LATEX_KEYS]
-    headings = [_LATEX_HEADINGS[quantity.key] for quantity in quantities]
+    first = comparisons[0]
+    quantities = [quantity for quantity in _quantities(first) if quantity.key in _LATEX_KEYS]
+    headings = [_latex_heading(quantity, first) for quantity in quantities]
     lines = [
         "% needs \\usepackage{booktabs}; 95 % intervals over runs in brackets",
         f"\\begin{{tabular}}{{lr{'r' * len(quantities)}}}",
@@ -186,8 +196,18 @@ def _latex(text: str) -> str:
 
 
 def _heading(quantity: Quantity, comparison: Comparison) -> str:
-    is_other = comparison.score != RETURN
-    return quantity.heading.replace("return", comparison.score) if is_other else quantity.heading
+    return _named(quantity.heading, comparison)
+
+
+def _latex_heading(quantity: Quantity, comparison: Comparison) -> str:
+    heading = _LATEX_HEADINGS[quantity.key]
+    is_return = comparison.score == RETURN
+    return heading if is_return else heading.replace("Return", _latex(comparison.score))
+
+
+def _named(text: str, comparison: Comparison) -> str:
+    """Return text about the return with the name of what is compared in its place."""
+    return text if comparison.score == RETURN else text.replace("return", comparison.score)
 
 
 def _interval(interval: Interval, digits: int) -> str:
@@ -198,11 +218,6 @@ def _interval(interval: Interval, digits: int) -> str:
         return "never"
     text = f"{estimate:.{digits}f}"
     return text if math.isnan(low) else f"{text} [{low:.{digits}f}, {high:.{digits}f}]"
-
-
-def _cut(label: str, number: int) -> str:
-    """Return the label, or its beginning behind a number that tells it from others so cut."""
-    return label if len(label) <= _LONGEST_LABEL else f"({number}) {label[:_LONGEST_LABEL]}..."
 
 
 def _inert(text: str) -> str:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from algd.analysis.statistics import Interval, bootstrap_band, interquartile_mean
-from algd.experiments.compare import ALL_ENVIRONMENTS, COST, Comparison, Row
+from algd.experiments.compare import ALL_ENVIRONMENTS, COST, RETURN, Comparison, Row
+from algd.experiments.compare_groups import cut_label
 from algd.experiments.run_data import Series
 
 if TYPE_CHECKING:
@@ -26,7 +27,8 @@ _LIMIT_COLOR = "#B00020"
 _DPI = 150
 _BAND_RESAMPLES = 4_000
 _MOST_POINTS = 200
-_LONGEST_LABEL = 60
+_LONGEST_LABEL = 50
+_TWO_COLUMNS = 30  # letters of the longest label
 _STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -71,7 +73,7 @@ def curves_figure(comparison: Comparison) -> "Figure":
             steps, values = on_common_steps([run.metrics[name] for run in row.group.runs])
             color, dash = _look(k)
             middle = interquartile_mean(values.T)
-            axes.plot(steps, middle, color=color, linestyle=dash, label=_label(row, len(values)))
+            axes.plot(steps, middle, color=color, linestyle=dash, label=_label(row, k, len(values)))
             low, high = bootstrap_band([values], resamples=_BAND_RESAMPLES)
             if np.isfinite(low).any():
                 axes.fill_between(steps, low, high, color=color, alpha=0.18, linewidth=0)
@@ -108,14 +110,15 @@ def plane_figure(comparison: Comparison) -> "Figure":
             yerr=_whiskers([value]),
             fmt="o",
             color=color,
-            label=_label(row),
+            label=_label(row, k),
         )
     points = np.array(
         [(row.values["cost"].estimate, row.values["return"].estimate) for row in comparison.rows]
     )
     _draw_limits(axes, comparison, vertical=True)
     axes.set_xlim(left=min(0.0, axes.get_xlim()[0]))
-    _draw_front(axes, points[pareto_front(points[:, 0], points[:, 1])])
+    if comparison.score == RETURN:  # of other scores more may be worse
+        _draw_front(axes, points[pareto_front(points[:, 0], points[:, 1])])
     axes.set_xlabel("cost per episode, last evaluation")
     axes.set_ylabel(f"{_score_name(comparison)}, last evaluation")
     axes.set_title(f"{comparison.env_id}: groups with 95 % intervals, dots are runs")
@@ -145,8 +148,8 @@ def ablation_figure(comparison: Comparison) -> "Figure":
     left.set_yticks(
         places,
         [
-            f"{_label(row)}{' (baseline)' if is_baseline else ''}"
-            for row, is_baseline in zip(rows, names, strict=True)
+            f"{_label(row, k)}{' (baseline)' if is_baseline else ''}"
+            for k, (row, is_baseline) in enumerate(zip(rows, names, strict=True))
         ],
     )
     left.invert_yaxis()
@@ -230,26 +233,29 @@ def _legend_below(figure: "Figure", axes: "Axes") -> None:
         list(handles.values()),
         list(handles),
         loc="outside lower center",
-        ncols=2 if longest < _LONGEST_LABEL // 2 else 1,
+        ncols=2 if longest < _TWO_COLUMNS else 1,
         frameon=False,
     )
 
 
 def _whiskers(intervals: Sequence[Interval]) -> np.ndarray:
-    """Return distances (2, n) to both ends, 0 where an end is unknown."""
+    """Return distances (2, n) to both ends, NaN where an end is unknown: nothing is drawn there."""
     ends = np.array([(one.estimate - one.low, one.high - one.estimate) for one in intervals]).T
-    return np.maximum(np.nan_to_num(ends), 0.0)
+    return np.maximum(ends, 0.0)
 
 
 def _look(k: int) -> tuple[str, str]:
     return PALETTE[k % len(PALETTE)], _DASHES[k // len(PALETTE) % len(_DASHES)]
 
 
-def _label(row: Row, drawn: int | None = None) -> str:
-    """Return the label of a group and its number of runs; of how many if not all are drawn."""
+def _label(row: Row, k: int, drawn: int | None = None) -> str:
+    """Return the label of group k and its number of runs; of how many if not all are drawn.
+
+    A label that is cut has the number of its row in the table.
+    """
     runs = len(row.group.runs)
-    text = f"{row.group.label} (n = {runs if drawn in (None, runs) else f'{drawn} of {runs}'})"
-    return text if len(text) <= _LONGEST_LABEL else f"{text[: _LONGEST_LABEL - 3]}..."
+    label = cut_label(row.group.label, k + 1, _LONGEST_LABEL)
+    return f"{label} (n = {runs if drawn in (None, runs) else f'{drawn} of {runs}'})"
 
 
 def _score_name(comparison: Comparison) -> str:

@@ -34,6 +34,7 @@ _MAX_TRIALS = 100_000
 _SEED = re.compile(r"(?:^|,)s(\d+)-[0-9a-f]{8}$")  # at the end of a trial's name
 _MAX_NAME = 100  # characters before the digest; file systems take 255
 _MAX_TAG = 64  # characters W&B takes
+_MAX_GROUP = 128  # characters W&B takes
 
 
 @dataclass(frozen=True)
@@ -235,7 +236,7 @@ def _trial(
     # What the file and the command say of tracking wins over these.
     tracking = {
         **file.tracking,
-        "group": file.name,
+        "group": json.dumps(_group(file.name, setting, varied)),
         "tags": [file.name[:_MAX_TAG]],
         "progress": False,
     }
@@ -255,13 +256,26 @@ def _trial(
 
 def _readable(setting: Setting, seed: int, varied: Sequence[str]) -> str:
     """Return "penalty_coef=0.5,s1": short names of what varies, safe in a path."""
+    text = ",".join([*_parts(setting, varied), f"s{seed}"])
+    return re.sub(r"[^\w.=,+-]+", "_", text)[:_MAX_NAME].lstrip(".-") or "trial"
+
+
+def _group(name: str, setting: Setting, varied: Sequence[str]) -> str:
+    """Return "NAME: penalty_coef=0.5": what W&B files the seeds of a setting under."""
+    text = ": ".join([name, *filter(None, [", ".join(_parts(setting, varied))])])
+    if len(text) <= _MAX_GROUP:
+        return text
+    mark = f"... {_digest(text).hex()[:8]}"
+    return f"{text[: _MAX_GROUP - len(mark)]}{mark}"
+
+
+def _parts(setting: Setting, varied: Sequence[str]) -> list[str]:
+    """Return "KEY=VALUE" of each key that varies, by its last word where no other has it."""
     last = [key.rpartition(".")[2] for key in varied]
     labels = [
         short if last.count(short) == 1 else key for key, short in zip(varied, last, strict=True)
     ]
-    parts = [f"{k}={as_text(setting.values[v])}" for k, v in zip(labels, varied, strict=True)]
-    text = re.sub(r"[^\w.=,+-]+", "_", ",".join([*parts, f"s{seed}"]))
-    return text[:_MAX_NAME].lstrip(".-") or "trial"
+    return [f"{k}={as_text(setting.values[v])}" for k, v in zip(labels, varied, strict=True)]
 
 
 def _digest(value: Any) -> bytes:

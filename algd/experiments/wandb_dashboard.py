@@ -208,8 +208,8 @@ def build_report(entity: str, project: str, run_ids: list[str] | None = None) ->
         wr.TableOfContents(),
         wr.H1("Return and cost"),
         wr.P(
-            "Good policies lie left of the cost limit, as high as they can. Groups are the grids "
-            "of a sweep; bands are one standard error over their seeds."
+            "Good policies lie left of the cost limit, as high as they can. Groups are the "
+            "settings of a sweep; bands are one standard error over their seeds."
         ),
         wr.PanelGrid(runsets=[runset()], panels=[plane]),
     ]

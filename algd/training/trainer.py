@@ -29,8 +29,9 @@ from algd.training.finishing import finish_run
 from algd.training.lockstep import Lockstep, Row
 from algd.training.metric_window import BoundWatch, MetricWindow
 from algd.training.normalization import ReturnDeviation, make_normalizer
+from algd.training.origin import with_origin
 from algd.training.recording import record_episode, record_row
-from algd.training.run_directory import require_config, require_run_dir
+from algd.training.run_directory import CONFIG_FILE, require_config, require_run_dir
 from algd.training.run_lock import RunLock
 from algd.training.run_state import restore_training, training_state
 from algd.training.saving import Saver
@@ -413,7 +414,7 @@ def claim(config: "ExperimentConfig", run_dir: Path) -> None:
     from algd.training.checkpoint import claim_run_dir
 
     claim_run_dir(run_dir)
-    replace_durably(run_dir / "config.yaml", dump_yaml(config).encode())
+    replace_durably(run_dir / CONFIG_FILE, with_origin(dump_yaml(config)).encode())
 
 
 def require_not_shorter(directory: Path, steps: int, total_steps: int | None) -> None:
@@ -482,11 +483,12 @@ def continued(
     )
     if longer:  # the trainer holds the lock of the directory
         try:
-            replace_durably(run_dir / "config.yaml", dump_yaml(config).encode())
+            text = with_origin(dump_yaml(config), path.read_text(encoding="utf-8"))
+            replace_durably(path, text.encode())
         except OSError as error:
             trainer.close()
             raise CheckpointError(
-                f"{run_dir / 'config.yaml'} cannot be written: {error.strerror}; nothing was done"
+                f"{path} cannot be written: {error.strerror}; nothing was done"
             ) from error
     elif trainer.env_step >= before:
         _log.warning(

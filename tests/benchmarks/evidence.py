@@ -31,6 +31,8 @@ from algd.experiments.compare_groups import Group
 from algd.experiments.config_values import flatten
 from algd.experiments.run_data import RunData, Series, require_runs
 from algd.experiments.sweep_child import TRIAL_FILE, is_complete
+from algd.training.origin import commits_of
+from algd.training.run_directory import CONFIG_FILE
 from tests.benchmarks.timing import processor_name
 
 ROOT = Path(__file__).parents[2]
@@ -68,7 +70,8 @@ def of_run(run: RunData) -> StoredRun:
     about = {
         "base": bases[-1],
         "arguments": [word for word in arguments if not word.startswith("--tracking.")],
-        "commit": _git("describe", "--always", "--dirty"),
+        "commit": ", then ".join(commits_of((run.path / CONFIG_FILE).read_text()))
+        or _git("describe", "--always", "--dirty"),
         "processor": processor_name(),
         "packages": {name: version(name) for name in _PACKAGES},
         "config": {key: value for key, value in run.config.items() if "tracking." not in key},

@@ -18,7 +18,8 @@ def run(arguments: list[str]) -> int:
     if options.wandb is not None:
         wandb_dashboard = import_module("algd.experiments.wandb_dashboard")
         out = options.out or Path("wandb_dashboard.json")
-        return wandb_dashboard.run(options.wandb, options.runs or None, out)
+        runs = _run_dirs(options.runs) if options.runs else None
+        return wandb_dashboard.run(options.wandb, runs, out)
     if not options.runs:
         raise UserError("which runs? give run directories, or parents of some")
     if options.serve:
@@ -49,6 +50,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     of_a_file = (options.wandb, options.out, options.videos)
     if options.serve and any(option is not None for option in of_a_file):
         raise UserError("--serve takes neither --out nor --videos nor --wandb")
+    if options.wandb is not None and options.videos is not None:
+        raise UserError("--wandb takes no --videos: runs have brought theirs there")
     if options.port is not None and not options.serve:
         raise UserError("--port goes with --serve")
     return options
@@ -58,6 +61,17 @@ def _port(text: str) -> int:
     if not text.isdecimal() or int(text) > _MAX_PORT:
         raise argparse.ArgumentTypeError(f"must be in [0, {_MAX_PORT}], got {text!r}")
     return int(text)
+
+
+def _run_dirs(paths: list[Path]) -> list[Path]:
+    from algd.experiments.run_data import find_run_dirs
+
+    directories, skipped = find_run_dirs(paths)
+    for line in skipped:
+        print(line, file=sys.stderr)
+    if not directories:
+        raise UserError(f"no run found in {', '.join(map(str, paths))}")
+    return directories
 
 
 def _write(paths: list[Path], out: Path, videos: str) -> int:
