@@ -1,4 +1,4 @@
-"""Constrained off-policy learning with augmented Lagrangians: torch, einops and numpy only.
+"""Constrained off-policy learning with augmented Lagrangians: torch, numpy and jaxtyping only.
 
 In: batches of transitions (``ReplayBuffer``). Out: critics, multipliers and a Gaussian agent.
 Relations: SAC-ALaM (arXiv 2605.00667) and the augmented Lagrangian it shares with ALGD
@@ -6,6 +6,7 @@ Relations: SAC-ALaM (arXiv 2605.00667) and the augmented Lagrangian it shares wi
 """
 
 from alam.critics import CriticConfig, SafeCritics, td_target
+from alam.cvpo import CVPOAgent, CVPOConfig, CVPOPolicyConfig
 from alam.gaussian import GaussianPolicy, GaussianPolicyConfig
 from alam.lagrangian import (
     Constraint,
@@ -14,7 +15,17 @@ from alam.lagrangian import (
     cost_threshold,
     dual_target,
 )
-from alam.multiplier import MULTIPLIERS, MultiplierConfig, make_multiplier
+from alam.multiplier import (
+    MULTIPLIERS,
+    FixedConfig,
+    MultiplierConfig,
+    ScalarADRCConfig,
+    ScalarDualConfig,
+    ScalarPIDConfig,
+    StatewiseALaMConfig,
+    StatewiseDualConfig,
+    make_multiplier,
+)
 from alam.replay import ReplayBuffer
 from alam.sac import SACAgent, SACConfig
 from alam.types import Agent, Batch, Metrics
@@ -23,9 +34,13 @@ __all__ = [
     "MULTIPLIERS",
     "Agent",
     "Batch",
+    "CVPOAgent",
+    "CVPOConfig",
+    "CVPOPolicyConfig",
     "Constraint",
     "ConstraintConfig",
     "CriticConfig",
+    "FixedConfig",
     "GaussianPolicy",
     "GaussianPolicyConfig",
     "Metrics",
@@ -34,6 +49,11 @@ __all__ = [
     "SACAgent",
     "SACConfig",
     "SafeCritics",
+    "ScalarADRCConfig",
+    "ScalarDualConfig",
+    "ScalarPIDConfig",
+    "StatewiseALaMConfig",
+    "StatewiseDualConfig",
     "augmented_lagrangian",
     "cost_threshold",
     "dual_target",

@@ -23,6 +23,19 @@ Array = np.ndarray
 P = TypeVar("P", bound=nn.Module)
 
 
+def observation_rows(obs: Array, width: int, policy: nn.Module) -> Float[Array, "N O"]:
+    """Return observations in the policy's precision.
+
+    Raises:
+        ValueError: they are not of shape (N, ``width``).
+    """
+    double = next(policy.parameters()).dtype == torch.float64
+    rows = np.asarray(obs, np.float64 if double else np.float32)
+    if rows.ndim != 2 or rows.shape[1] != width:
+        raise ValueError(f"obs must have shape (N, {width}), got {rows.shape}")
+    return rows
+
+
 def silu(x: Array) -> Array:
     """Return x * sigmoid(x)."""
     return x * (0.5 * (1.0 + np.tanh(0.5 * x)))
@@ -144,30 +157,31 @@ class HostCopy(Generic[P]):
 
 
 class KeptSampler(Generic[P]):
-    """The sampler of a policy, made again when the weights have moved in memory.
+    """The sampler of a policy, made again for another policy or weights that moved in memory.
 
     Args:
-        policy: whose parameters are read.
         make: makes the sampler of a policy on a CPU in float32.
     """
 
-    def __init__(self, policy: P, make: Callable[[P], Sampler]) -> None:
-        self._policy = policy
-        self._parameters = list(policy.parameters())
+    def __init__(self, make: Callable[[P], Sampler]) -> None:
         self._make = make
+        self._policy: P | None = None
+        self._parameters: list[nn.Parameter] = []
         self._place: list[int] = []
         self._sampler: Sampler | None = None
         self._copy: HostCopy[P] | None = None
 
-    def get(self) -> Sampler | None:
-        """Return the sampler of the present weights; None where they are not float32."""
+    def get(self, policy: P) -> Sampler | None:
+        """Return the sampler of a policy's present weights; None where they are not float32."""
+        if policy is not self._policy:
+            self._policy, self._parameters, self._place = policy, list(policy.parameters()), []
         place = [parameter.data_ptr() for parameter in self._parameters]
         if place != self._place:
             self._place, self._copy, self._sampler = place, None, None
             if self._parameters[0].dtype == torch.float32:
                 if not _on_host(self._parameters[0]):
-                    self._copy = HostCopy(self._policy)
-                self._sampler = self._make(self._copy.policy if self._copy else self._policy)
+                    self._copy = HostCopy(policy)
+                self._sampler = self._make(self._copy.policy if self._copy else policy)
         if self._copy is not None:
             self._copy.refresh()
         return self._sampler

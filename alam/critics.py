@@ -7,12 +7,13 @@ pessimistically, for the cost (arXiv 2602.02924); reachability targets as in arX
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from alam.config import Config
 from alam.networks import (
     Activation,
     EnsembleMLP,
@@ -27,7 +28,7 @@ _VARIANCE_FLOOR = 1e-12  # keeps the gradient of the standard deviation finite a
 
 
 @dataclass(frozen=True)
-class CriticConfig:
+class CriticConfig(Config):
     """Critics of reward and cost.
 
     num_cost_critics, cost_pessimism: q_cost = mean + cost_pessimism * standard deviation over the
@@ -65,9 +66,8 @@ class CriticConfig:
     target_update_rate: float = 0.005
     target_update_interval: int = 1
 
-    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
-
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.hidden or min(self.hidden) < 1:
             raise ValueError(f"hidden must be one or more positive widths, got {self.hidden}")
         if self.num_cost_critics < 1:

@@ -14,26 +14,28 @@ those of the latents, which tanh leaves as they are); the dual is solved by damp
 the device in place of scipy's SLSQP; gradients are not clipped.
 """
 
+from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from alam.config import Config
 from alam.critics import CriticConfig
 from alam.gaussian import GaussianPolicy, GaussianPolicyConfig
 from alam.lagrangian import ConstraintConfig
 from alam.multiplier import FixedConfig, FixedMultiplier, MultiplierConfig
 from alam.networks import Activation, make_adam, polyak_update
-from alam.sac import GaussianLearner
+from alam.sac import GaussianLearner, refuse_batch_hinge, require_consistent
 from alam.types import Batch, Due, Metrics
 from alam.variational_dual import Dual, mean_kl_to_uniform, solve_dual
 
 
 @dataclass(frozen=True)
-class CVPOPolicyConfig:
+class CVPOPolicyConfig(Config):
     """A Gaussian policy trained by CVPO; defaults as released (arXiv 2201.11927).
 
     num_action_samples: actions per state of the E-step. dual_kl_bound: of the E-step.
@@ -63,9 +65,8 @@ class CVPOPolicyConfig:
     std_kl_coef_max: float = 10.0
     target_update_rate: float = 0.005
 
-    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
-
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.hidden or min(self.hidden) < 1:
             raise ValueError(f"hidden must be one or more positive widths, got {self.hidden}")
         if self.num_action_samples < 2:
@@ -85,7 +86,7 @@ class CVPOPolicyConfig:
 
 
 @dataclass(frozen=True)
-class CVPOConfig:
+class CVPOConfig(Config):
     """Policy, critics and constraint of a CVPO agent; the multiplier is a result of the E-step."""
 
     policy: CVPOPolicyConfig = field(default_factory=CVPOPolicyConfig)
@@ -93,9 +94,8 @@ class CVPOConfig:
     constraint: ConstraintConfig = field(default_factory=lambda: ConstraintConfig(augmented=False))
     multiplier: MultiplierConfig = field(default_factory=FixedConfig)
 
-    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
-
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not isinstance(self.multiplier, FixedConfig):
             raise ValueError(
                 "multiplier.kind must be 'fixed' with policy.kind 'cvpo', which finds the "
@@ -103,6 +103,8 @@ class CVPOConfig:
             )
         if self.constraint.augmented:
             raise ValueError("constraint.augmented must be false with policy.kind 'cvpo', got true")
+        refuse_batch_hinge(self.constraint, self.policy.kind)
+        require_consistent(self, reads_threshold=True)
 
 
 class GaussianKL(NamedTuple):
@@ -157,9 +159,7 @@ class CVPOAgent(GaussianLearner):
             hidden=config.policy.hidden, activation=config.policy.activation
         )
         self.policy = GaussianPolicy(obs_dim, action_dim, shape, generator=self.initial).to(device)
-        self.old_policy = GaussianPolicy(obs_dim, action_dim, shape).to(device)
-        self.old_policy.requires_grad_(False)
-        self.old_policy.load_state_dict(self.policy.state_dict())
+        self.old_policy = deepcopy(self.policy).requires_grad_(False)
         self.policy_optimizer = make_adam(
             list(self.policy.parameters()), learning_rate=config.policy.learning_rate
         )

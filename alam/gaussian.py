@@ -5,18 +5,19 @@ In: observations and standard normal noise. Out: actions in (-1, 1) and their lo
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from alam.config import Config
 from alam.networks import MLP, Activation
 
 
 @dataclass(frozen=True)
-class GaussianPolicyConfig:
+class GaussianPolicyConfig(Config):
     """A squashed Gaussian policy and how its entropy is held.
 
     entropy_coef: the coefficient of the entropy bonus (the temperature of the policy); ``auto``
@@ -36,9 +37,8 @@ class GaussianPolicyConfig:
     target_entropy: float | None = None
     update_interval: int = 1
 
-    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
-
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.hidden or min(self.hidden) < 1:
             raise ValueError(f"hidden must be one or more positive widths, got {self.hidden}")
         if self.entropy_coef != "auto" and not 0 <= self.entropy_coef < float("inf"):

@@ -7,11 +7,13 @@ both, since d energy / d violation = [multiplier + penalty_coef * violation]_+ =
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from alam.config import Config
 
 _LEAST_SHARE = 0.1  # of the threshold, that calibration leaves
 _MAX_STEP = 1.0  # of the logarithm of the threshold, by one episode
@@ -81,7 +83,7 @@ def augmented_lagrangian(
 
 
 @dataclass(frozen=True)
-class ConstraintConfig:
+class ConstraintConfig(Config):
     """What is constrained, and how a violation enters the energy.
 
     cost_limit: budget of undiscounted cost per episode.
@@ -105,9 +107,8 @@ class ConstraintConfig:
     hinge: Literal["sample", "batch"] = "sample"
     calibration_rate: float = 0.0
 
-    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
-
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.cost_limit < float("inf"):
             raise ValueError(f"cost_limit must be >= 0 and finite, got {self.cost_limit}")
         if not 0 < self.penalty_coef < float("inf"):
@@ -137,9 +138,9 @@ class Constraint(nn.Module):
         self.config = config
         unit = threshold if config.unit == "threshold" and threshold > 0 else 1.0
         self.nominal_threshold = threshold
-        self.register_buffer("threshold", torch.tensor(threshold))
-        self.register_buffer("unit", torch.tensor(unit))
-        self.register_buffer("penalty_coef", torch.tensor(config.penalty_coef))
+        self.register_buffer("threshold", torch.tensor(float(threshold)))
+        self.register_buffer("unit", torch.tensor(float(unit)))
+        self.register_buffer("penalty_coef", torch.tensor(float(config.penalty_coef)))
 
     def violation(self, q_cost: Float[Tensor, "*#B"]) -> Float[Tensor, "..."]:
         """Return (q_cost - threshold) / unit; positive where the constraint is broken."""

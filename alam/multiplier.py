@@ -10,20 +10,23 @@ Out: multipliers >= 0, one per observation. Scalar kinds return the same number 
     statewise_dual   a network trained by dual ascent (FAC, arXiv 2105.10682)
     statewise_alam   a network regressed to a lagged dual target (arXiv 2605.00667)
 
-Choose with ``make_multiplier``; nothing downstream asks which kind it holds. ``update`` is two
-halves: ``count_update`` keeps the counters, on the host, and says what is due; ``take_update`` does
-that, asks the host for nothing, and can stand in a CUDA graph (``alam.captured``).
+Choose with ``make_multiplier``; nothing downstream asks which kind it holds. ``update`` makes the
+optimiser where ``build_optimizer`` has not, and is two halves: ``count_update`` keeps the counters,
+on the host, and says what is due; ``take_update`` does that, asks the host for nothing, and can
+stand in a CUDA graph (``alam.captured``).
 """
 
 import math
+from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar, get_args
+from typing import Any, Generic, Literal, NamedTuple, TypeVar, get_args
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from alam.config import Config
 from alam.lagrangian import dual_target
 from alam.networks import MLP, make_adam, polyak_update
 from alam.types import Metrics
@@ -52,7 +55,7 @@ def _require_non_negative(config: object, *names: str) -> None:
 
 
 @dataclass(frozen=True)
-class FixedConfig:
+class FixedConfig(Config):
     """A constant multiplier; 0 without augmentation is unconstrained learning.
 
     value: the multiplier. signal: read, but nothing learns from it.
@@ -62,14 +65,13 @@ class FixedConfig:
     value: float = 0.0
     signal: Literal["policy"] = "policy"
 
-    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
-
     def __post_init__(self) -> None:
+        super().__post_init__()
         _require_non_negative(self, "value")
 
 
 @dataclass(frozen=True)
-class ScalarDualConfig:
+class ScalarDualConfig(Config):
     """Dual ascent on one number.
 
     parameterization: ``projected`` gradient ascent clipped at 0, or ``log``: Adam on the logarithm
@@ -89,9 +91,8 @@ class ScalarDualConfig:
     interval: int = 1
     multiplier_max: float = 100.0
 
-    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
-
     def __post_init__(self) -> None:
+        super().__post_init__()
         _require_positive(self, "learning_rate", "interval", "multiplier_max")
         _require_non_negative(self, "initial_value")
         if self.initial_value > self.multiplier_max:
@@ -107,7 +108,7 @@ class ScalarDualConfig:
 
 
 @dataclass(frozen=True)
-class ScalarPIDConfig:
+class ScalarPIDConfig(Config):
     """PID control of the mean violation (arXiv 2007.03964).
 
     Gains act on the violation averaged over ``interval`` updates. ``derivative_delay`` counts
@@ -133,9 +134,8 @@ class ScalarPIDConfig:
     interval: int = 10
     multiplier_max: float = 100.0
 
-    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
-
     def __post_init__(self) -> None:
+        super().__post_init__()
         _require_non_negative(self, "proportional_gain", "integral_gain", "derivative_gain")
         _require_positive(self, "derivative_delay", "interval", "multiplier_max")
         for name in ("proportional_smoothing", "derivative_smoothing"):
@@ -144,7 +144,7 @@ class ScalarPIDConfig:
 
 
 @dataclass(frozen=True)
-class ScalarADRCConfig:
+class ScalarADRCConfig(Config):
     """Active disturbance rejection control of the mean violation (arXiv 2601.18142).
 
     A tracking differentiator smooths the way to violation 0, a linear extended state observer of
@@ -168,9 +168,8 @@ class ScalarADRCConfig:
     interval: int = 10
     multiplier_max: float = 100.0
 
-    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
-
     def __post_init__(self) -> None:
+        super().__post_init__()
         _require_positive(self, "controller_bandwidth", "interval", "multiplier_max")
         for name in ("observer_bandwidth", "tracking_rate"):
             if not 0.0 < getattr(self, name) < 1.0:
@@ -180,7 +179,7 @@ class ScalarADRCConfig:
 
 
 @dataclass(frozen=True)
-class StatewiseDualConfig:
+class StatewiseDualConfig(Config):
     """A multiplier network under dual ascent: the gradient of E[multiplier(s) * violation].
 
     The published settings of FAC are learning_rate 5e-6, interval 12, signal replay.
@@ -198,14 +197,13 @@ class StatewiseDualConfig:
     interval: int = 12
     multiplier_max: float = 100.0
 
-    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
-
     def __post_init__(self) -> None:
+        super().__post_init__()
         _require_positive(self, "learning_rate", "interval", "multiplier_max")
 
 
 @dataclass(frozen=True)
-class StatewiseALaMConfig:
+class StatewiseALaMConfig(Config):
     """A multiplier network regressed to a lagged dual target (arXiv 2605.00667).
 
     dual_target_rate, dual_target_interval: the lagged network moves by this Polyak rate every so
@@ -234,9 +232,8 @@ class StatewiseALaMConfig:
     interval: int = 1
     multiplier_max: float = 100.0
 
-    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
-
     def __post_init__(self) -> None:
+        super().__post_init__()
         _require_positive(self, "learning_rate", "dual_target_interval", "dual_steps", "interval")
         _require_positive(self, "multiplier_max")
         if self.penalty_coef is not None:
@@ -253,6 +250,15 @@ MultiplierConfig = (
     | StatewiseDualConfig
     | StatewiseALaMConfig
 )
+
+
+def require_rows(obs: Tensor, violation: Tensor) -> None:
+    """Raise ValueError unless there is one violation per observation: (B, 1) would broadcast."""
+    if violation.shape != obs.shape[:-1]:
+        raise ValueError(
+            f"violation must have shape {tuple(obs.shape[:-1])}, one per observation, got "
+            f"{tuple(violation.shape)}"
+        )
 
 
 class FixedMultiplier(nn.Module):
@@ -286,10 +292,17 @@ class FixedMultiplier(nn.Module):
         due: Any,  # noqa: ARG002
     ) -> Metrics:
         """Learn nothing; report the value."""
-        return {"train/multiplier": self.value, "train/violation": violation.mean()}
+        return {"train/multiplier": self.value, "train/violation": violation.detach().mean()}
 
     def update(self, obs: Float[Tensor, "B O"], violation: Float[Tensor, " B"]) -> Metrics:
-        """Learn from the violations of fresh actions in a batch of states."""
+        """Learn from the violations of fresh actions in a batch of states.
+
+        Raises:
+            ValueError: there is not one violation per observation.
+        """
+        require_rows(obs, violation)
+        if not hasattr(self, "optimizer"):
+            self.build_optimizer()
         return self.take_update(obs, violation, self.count_update())
 
     def full_state(self) -> dict[str, Any]:
@@ -562,7 +575,14 @@ class StatewiseMultiplier(nn.Module, Generic[_Config]):
         raise NotImplementedError
 
     def update(self, obs: Float[Tensor, "B O"], violation: Float[Tensor, " B"]) -> Metrics:
-        """Learn from the violations of fresh actions in a batch of states."""
+        """Learn from the violations of fresh actions in a batch of states.
+
+        Raises:
+            ValueError: there is not one violation per observation.
+        """
+        require_rows(obs, violation)
+        if not hasattr(self, "optimizer"):
+            self.build_optimizer()
         return self.take_update(obs, violation, self.count_update())
 
     def full_state(self) -> dict[str, Any]:
@@ -604,7 +624,7 @@ class StatewiseDual(StatewiseMultiplier[StatewiseDualConfig]):
         self, obs: Float[Tensor, "B O"], violation: Float[Tensor, " B"], due: bool
     ) -> Metrics:
         """Take one step where it is due."""
-        value = self.network(obs)
+        value, violation = self.network(obs), violation.detach()
         loss = self.loss(value, violation)
         if due:
             self.optimizer.zero_grad(set_to_none=True)
@@ -637,8 +657,7 @@ class StatewiseALaM(StatewiseMultiplier[StatewiseALaMConfig]):
     ) -> None:
         super().__init__(config, obs_dim, generator=generator)
         self.penalty_coef = config.penalty_coef or penalty_coef
-        self.lagged = MultiplierNetwork(obs_dim, config.hidden, config.output).requires_grad_(False)
-        self.lagged.load_state_dict(self.network.state_dict())
+        self.lagged = deepcopy(self.network).requires_grad_(False)
 
     @torch.no_grad()
     def target(
@@ -727,6 +746,9 @@ def make_multiplier(
         obs_dim: width of the observation, for the networks.
         penalty_coef: of the constraint, for the dual target.
         generator: source of initial weights.
+
+    Raises:
+        TypeError: ``config`` is none of the six.
     """
     match config:
         case FixedConfig():
@@ -741,3 +763,6 @@ def make_multiplier(
             return StatewiseDual(config, obs_dim, generator=generator)
         case StatewiseALaMConfig():
             return StatewiseALaM(config, obs_dim, penalty_coef=penalty_coef, generator=generator)
+        case _:
+            names = ", ".join(kind.__name__ for kind in get_args(MultiplierConfig))
+            raise TypeError(f"config must be one of {names}, got {config!r}")

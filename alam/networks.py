@@ -119,7 +119,7 @@ class EnsembleMLP(nn.Module):
                 output = run(passes, tensors, weights, biases)
         else:
             output = differentiable(tensors, weights, biases)
-        return output.unflatten(1, leading)
+        return output.unflatten(1, leading) if leading else output.squeeze(1)
 
     def slopes(self, obs: Float[Tensor, "B O"], action: Float[Tensor, "*S B A"]) -> "Slopes":
         """Return outputs and their gradient in the second part; for eager computation on a CPU.

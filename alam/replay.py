@@ -17,6 +17,7 @@ from torch import Tensor
 from alam.types import Batch
 
 _HUGE_PAGE = 1 << 21  # bytes
+_SCALARS = ("reward", "cost", "terminated")
 
 
 def reserve(rows: int, width: int, device: torch.device | str) -> Float[Tensor, "N W"]:
@@ -78,7 +79,12 @@ class ReplayBuffer:
         next_obs: Float[np.ndarray, "N O"],
         terminated: np.ndarray,
     ) -> None:
-        """Append N transitions (actions normalised to [-1, 1])."""
+        """Append N transitions (actions normalised to [-1, 1]).
+
+        Raises:
+            ValueError: an array has another shape.
+        """
+        self._check(obs, action, reward, cost, next_obs, terminated)
         rows = np.concatenate(
             [
                 obs,
@@ -92,6 +98,13 @@ class ReplayBuffer:
             dtype=np.float32,
         )
         self.append_rows(torch.from_numpy(rows))
+
+    def _check(self, obs: np.ndarray, *columns: np.ndarray) -> None:
+        rows = len(obs) if np.ndim(obs) else 0
+        for name, width, column in zip(Batch._fields, self.widths, (obs, *columns), strict=True):
+            expected = (rows,) if name in _SCALARS else (rows, width)
+            if np.shape(column) != expected:
+                raise ValueError(f"{name} must have shape {expected}, got {np.shape(column)}")
 
     def append_rows(self, rows: Float[Tensor, "N W"]) -> None:
         """Append packed rows, as ``rows`` returns them; at most ``capacity`` at once."""
@@ -119,7 +132,13 @@ class ReplayBuffer:
         return self.unpack(self.table.index_select(0, slots))
 
     def draw_slots(self, batch_size: int, generator: torch.Generator) -> Int[Tensor, " B"]:
-        """Draw the places of rows in the table."""
+        """Draw the places of rows in the table.
+
+        Raises:
+            ValueError: it holds none.
+        """
+        if not self.total_added:
+            raise ValueError("the replay buffer is empty; add transitions before sampling")
         slots = torch.randint(
             len(self), (batch_size,), generator=generator, device=generator.device
         )

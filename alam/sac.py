@@ -8,25 +8,26 @@ and with a multiplier fixed at 0.
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Num
 from torch import Tensor
 
-from alam.acting import GaussianSampler, KeptSampler
+from alam.acting import GaussianSampler, KeptSampler, observation_rows
+from alam.config import Config
 from alam.critics import CriticConfig, SafeCritics
 from alam.energy import Evaluate, FrozenEnergy, differentiable_energy
 from alam.gaussian import GaussianPolicy, GaussianPolicyConfig
 from alam.lagrangian import Constraint, ConstraintConfig, cost_threshold
 from alam.multiplier import Multiplier, MultiplierConfig, StatewiseALaMConfig, make_multiplier
 from alam.networks import make_adam
-from alam.types import Batch, Due, Metrics
+from alam.types import Batch, Due, Metrics, require_batch
 
 
 @dataclass(frozen=True)
-class SACConfig:
+class SACConfig(Config):
     """Policy, critics, constraint and multiplier of a Gaussian agent."""
 
     policy: GaussianPolicyConfig = field(default_factory=GaussianPolicyConfig)
@@ -34,7 +35,9 @@ class SACConfig:
     constraint: ConstraintConfig = field(default_factory=ConstraintConfig)
     multiplier: MultiplierConfig = field(default_factory=StatewiseALaMConfig)
 
-    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_consistent(self)
 
 
 def make_constraint(
@@ -49,6 +52,45 @@ def make_constraint(
         cost_discount=critics.cost_discount,
     )
     return Constraint(config, threshold=threshold)
+
+
+def require_consistent(config: "LearnerConfig", *, reads_threshold: bool = False) -> None:
+    """Raise ValueError where critics, constraint and multiplier do not go together.
+
+    Args:
+        config: of an agent.
+        reads_threshold: whether its policy does, whatever the multiplier.
+    """
+    constraint, multiplier = config.constraint, config.multiplier
+    is_reachability = config.critics.cost_target == "reachability"
+    is_calibrated = constraint.calibration_rate > 0
+    if is_calibrated and is_reachability:
+        raise ValueError(
+            "constraint.calibration_rate needs critics.cost_target: discounted; a reachability "
+            "critic has the threshold 0"
+        )
+    unread = multiplier.kind == "fixed" or multiplier.signal == "episode"
+    if is_calibrated and unread and not reads_threshold and not constraint.augmented:
+        raise ValueError(
+            "constraint.calibration_rate needs what reads the threshold: constraint.augmented: "
+            "true, or a multiplier that learns from the cost critics; got multiplier.kind "
+            f"{multiplier.kind!r} with signal {multiplier.signal!r}"
+        )
+    if multiplier.signal == "episode" and is_reachability:
+        raise ValueError(
+            "multiplier.signal: episode needs critics.cost_target: discounted; reachability "
+            "bounds the risk of every state, which the costs of episodes do not measure"
+        )
+
+
+def refuse_batch_hinge(constraint: ConstraintConfig, kind: str) -> None:
+    """Raise ValueError where the policy's kind has no batch of its own actions to hinge."""
+    if constraint.hinge == "batch":
+        raise ValueError(
+            "constraint.hinge: batch needs policy.kind: gaussian; it weighs costs by the mean "
+            "of the policy's own actions, where a denoising policy asks for those of proposals "
+            f"and cvpo has no penalty, got {kind!r}"
+        )
 
 
 class LearnerConfig(Protocol):
@@ -157,7 +199,12 @@ class ConstrainedLearner:
         return self.constraint.violation(self.critics.q_cost(batch.obs, batch.action))
 
     def update(self, batch: Batch) -> Metrics:
-        """Take one gradient step of every part and return detached scalars."""
+        """Take one gradient step of every part and return detached scalars.
+
+        Raises:
+            ValueError: the batch has columns of other shapes than ``Batch`` says.
+        """
+        require_batch(batch, self.obs_dim, self.action_dim)
         return self.take_update(batch, self.count_update())
 
     def count_update(self) -> Due:
@@ -251,13 +298,14 @@ class GaussianLearner(ConstrainedLearner):
     @torch.no_grad()
     def act(
         self,
-        obs: Float[np.ndarray, "N O"],
+        obs: Num[np.ndarray, "N O"],
         *,
         generator: torch.Generator,
         deterministic: bool = False,
     ) -> Float[np.ndarray, "N A"]:
         """Return normalised actions; ``deterministic`` gives tanh of the latent mean."""
-        sampler = self._row_sampler.get() if len(obs) == 1 else None
+        obs = observation_rows(obs, self.obs_dim, self.policy)
+        sampler = self._row_sampler.get(self.policy) if len(obs) == 1 else None
         if deterministic:
             if sampler is not None:
                 return sampler.sample(obs[0], None)[None]
@@ -269,7 +317,7 @@ class GaussianLearner(ConstrainedLearner):
 
     @cached_property
     def _row_sampler(self) -> KeptSampler[GaussianPolicy]:
-        return KeptSampler(self.policy, GaussianSampler)
+        return KeptSampler(GaussianSampler)
 
 
 class SACAgent(GaussianLearner):

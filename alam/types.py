@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Num
 from torch import Tensor
 
 Metrics = dict[str, Tensor]
@@ -28,6 +28,16 @@ class Batch(NamedTuple):
     cost: Float[Tensor, " B"]
     next_obs: Float[Tensor, "B O"]
     terminated: Float[Tensor, " B"]
+
+
+def require_batch(batch: Batch, obs_dim: int, action_dim: int) -> None:
+    """Raise ValueError unless every column has its shape: (B, 1) for (B,) would broadcast."""
+    rows = batch.obs.shape[:-1]
+    widths = {"obs": obs_dim, "action": action_dim, "next_obs": obs_dim}
+    for name, column in batch._asdict().items():
+        expected = (*rows, widths[name]) if name in widths else tuple(rows)
+        if tuple(column.shape) != expected:
+            raise ValueError(f"{name} must have shape {expected}, got {tuple(column.shape)}")
 
 
 class Due(NamedTuple):
@@ -75,7 +85,7 @@ class Agent(Updatable, Protocol):
 
     def act(
         self,
-        obs: Float[np.ndarray, "N O"],
+        obs: Num[np.ndarray, "N O"],
         *,
         generator: torch.Generator,
         deterministic: bool = False,

@@ -594,3 +594,11 @@ def test_no_network_is_one_line(hub: LoopbackHub, monkeypatch: Any) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(UserError, match="loading someone/policy: the hub cannot be reached"):
         load_from_hub("someone/policy")
+
+
+def test_observations_that_are_not_finite_are_refused_and_none_give_none(tmp_path: Path) -> None:
+    policy = policy_of(config_of("sac_lag"))
+    assert policy.act(observations(0)).shape == (0, 2)
+    for wrong in (np.nan, np.inf, 1e39):
+        with pytest.raises(ValueError, match="obs must be finite, got"):
+            policy.act(np.array([wrong]))

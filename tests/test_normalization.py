@@ -216,3 +216,11 @@ def test_loaded_returns_continue_bitwise():
         returns.update(np.ones(3), np.zeros(3, bool))
     assert first.deviation == second.deviation
     np.testing.assert_array_equal(first.returns, second.returns)
+
+
+def test_no_observations_change_nothing() -> None:
+    normalizer = RunningNormalizer(2)
+    normalizer.update(np.array([[1.0, 2.0], [3.0, 5.0]]))
+    before = normalizer.normalize(np.ones((1, 2)))
+    normalizer.update(np.zeros((0, 2)))
+    assert np.array_equal(normalizer.normalize(np.ones((1, 2))), before)

@@ -533,3 +533,25 @@ def test_a_run_without_an_evaluation_has_no_summary() -> None:
     empty = np.zeros(0)
     with pytest.raises(ValueError, match="evaluations must hold at least one"):
         summarise(Evaluations(empty, empty, empty, empty), empty, cost_limit=1.0)
+
+
+def test_what_is_no_list_of_tasks_is_one_line() -> None:
+    scores = np.arange(5.0)
+    for call in (
+        lambda: bootstrap_interval(scores),
+        lambda: mean_interval([scores[:, None]]),
+        lambda: share_interval(scores / 5),
+        lambda: probability_of_improvement(scores, scores + 1),
+    ):
+        with pytest.raises(ValueError, match=r"strata must hold one array \(n,\) per task"):
+            call()
+    with pytest.raises(ValueError, match=r"shares must be in \[0, 1\], got \[50"):
+        share_interval([np.array([50.0, 60.0])])
+    with pytest.raises(ValueError, match="needs a value"):
+        interquartile_mean(np.zeros(0))
+
+
+def test_what_is_not_a_number_has_no_place_in_an_order() -> None:
+    costs, limits = np.array([1.0, 30.0]), np.array([25.0, 25.0])
+    with pytest.raises(ValueError, match="must not be NaN"):
+        safety_first_order(np.array([np.nan, 2.0]), costs, limits)

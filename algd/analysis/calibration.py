@@ -31,9 +31,11 @@ def relative_l1(estimate: ArrayLike, truth: ArrayLike, *, where: ArrayLike | Non
 def rank_correlation(first: ArrayLike, second: ArrayLike) -> float:
     """Return Spearman's correlation in [-1, 1]; ties share their mean rank.
 
-    NaN where either is constant: no order to agree with.
+    NaN where either is constant or holds a NaN: no order to agree with.
     """
     one, other = _same_shape(first, second, "first", "second")
+    if np.isnan(one).any() or np.isnan(other).any():
+        return float("nan")
     ranks = _mean_ranks(one.ravel()), _mean_ranks(other.ravel())
     one_centred, other_centred = (rank - rank.mean() for rank in ranks)
     scale = np.sqrt(np.square(one_centred).sum() * np.square(other_centred).sum())
@@ -42,6 +44,8 @@ def rank_correlation(first: ArrayLike, second: ArrayLike) -> float:
 
 def auroc(scores: ArrayLike, positive: ArrayLike) -> float:
     """Return P(a positive scores above a negative), ties counting half (area under the ROC).
+
+    NaN where a score is.
 
     Raises:
         ValueError: only one of the two classes is present.
@@ -55,6 +59,8 @@ def auroc(scores: ArrayLike, positive: ArrayLike) -> float:
         raise ValueError(
             f"auroc needs both classes, got {num_positive} positive and {num_negative} negative"
         )
+    if np.isnan(values).any():
+        return float("nan")
     rank_sum = _mean_ranks(values)[labels].sum()
     return float((rank_sum - num_positive * (num_positive + 1) / 2) / (num_positive * num_negative))
 

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 Floats = NDArray[np.float64]
 Grid = tuple[Floats, ...]
 MAX_GRID_DIM = 2
+_MASS_TOLERANCE = 1e-3
 
 
 def box_grid(action_dim: int, points: int, *, low: float = -1.0, high: float = 1.0) -> Grid:
@@ -67,6 +68,9 @@ def kernel_density(samples: ArrayLike, grid: Grid, *, bandwidth: float) -> Float
         samples: shape (n, A), or (n,) on a one-dimensional grid.
         grid: axes.
         bandwidth: standard deviation in units of the action, the same along every axis.
+
+    Raises:
+        ValueError: a bandwidth that is not positive, or no sample near the grid.
     """
     if not bandwidth > 0:
         raise ValueError(f"bandwidth must be positive, got {bandwidth}")
@@ -76,6 +80,8 @@ def kernel_density(samples: ArrayLike, grid: Grid, *, bandwidth: float) -> Float
         for dim, axis in enumerate(grid)
     ]
     values = factors[0].sum(axis=1) if len(grid) == 1 else factors[0] @ factors[1].T
+    if not values.any():
+        raise ValueError("no sample lies near the grid")
     return values / np.sum(values * trapezoid_weights(grid))
 
 
@@ -107,12 +113,18 @@ def total_variation(samples: ArrayLike, density: Floats, grid: Grid, *, bins: in
         density: on the grid, as ``boltzmann_density`` returns it.
         grid: axes, finer than the cells.
         bins: cells per axis; structure finer than a cell goes unseen.
+
+    Raises:
+        ValueError: the density does not integrate to 1.
     """
     points = as_points(samples, grid)
+    masses = cell_masses(density, grid, bins)
+    if not abs(masses.sum() - 1.0) < _MASS_TOLERANCE:
+        raise ValueError(f"density must integrate to 1 over the grid, got {masses.sum():.6g}")
     ranges = [(axis[0], axis[-1]) for axis in grid]
     counts, _ = np.histogramdd(points, bins=bins, range=ranges)
     outside = 1.0 - counts.sum() / len(points)
-    gap = np.abs(counts / len(points) - cell_masses(density, grid, bins)).sum()
+    gap = np.abs(counts / len(points) - masses).sum()
     return float(0.5 * (gap + outside))
 
 

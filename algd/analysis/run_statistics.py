@@ -120,7 +120,12 @@ def safety_first_order(
 
     A safe run is above every unsafe one; safe runs are ordered by return, unsafe ones by how little
     they exceed their limit.
+
+    Raises:
+        ValueError: a return or a cost is NaN, which has no place in an order.
     """
+    if np.isnan(returns).any() or np.isnan(costs).any():
+        raise ValueError("returns and costs must not be NaN")
     safe = costs <= cost_limits
     merit = np.where(safe, returns, cost_limits - costs)
     _, order = np.unique(np.stack([safe, merit]), axis=1, return_inverse=True)

@@ -63,6 +63,8 @@ def interquartile_mean(values: np.ndarray) -> np.ndarray:
 
     Where N is no multiple of four the two outermost values of the middle half count in part.
     """
+    if values.shape[-1] == 0:
+        raise ValueError("an interquartile mean needs a value")
     edges = np.arange(values.shape[-1] + 1) / values.shape[-1]
     inside = np.minimum(edges[1:], 0.75) - np.maximum(edges[:-1], 0.25)
     return np.sort(values, axis=-1) @ (np.clip(inside, 0.0, None) / 0.5)
@@ -197,6 +199,9 @@ def share_interval(strata: Strata, *, confidence: float = _CONFIDENCE) -> Interv
     Args:
         strata: shares (n,) in [0, 1] of each task; empty ones are passed over.
         confidence: of the two-sided interval.
+
+    Raises:
+        ValueError: a share is below 0 or above 1.
     """
     from scipy.special import stdtrit
 
@@ -204,6 +209,8 @@ def share_interval(strata: Strata, *, confidence: float = _CONFIDENCE) -> Interv
     strata = _filled(strata)
     if not strata:
         return UNKNOWN
+    if any(((scores < 0) | (scores > 1)).any() for scores in strata):
+        raise ValueError(f"shares must be in [0, 1], got {np.concatenate(strata)}")
     share = float(np.mean([scores.mean() for scores in strata]))
     runs = sum(map(len, strata))
     freedom = runs - len(strata)
@@ -296,7 +303,16 @@ def _cut(estimate: float, low: float, high: float, bounds: tuple[float, float]) 
 
 
 def _filled(strata: Strata) -> list[np.ndarray]:
-    return [np.asarray(scores, dtype=float) for scores in strata if len(scores)]
+    return [scores for scores in _arrays(strata) if len(scores)]
+
+
+def _arrays(strata: Strata) -> list[np.ndarray]:
+    arrays = [np.asarray(scores, dtype=float) for scores in strata]
+    if wrong := [scores.shape for scores in arrays if scores.ndim != 1]:
+        raise ValueError(
+            f"strata must hold one array (n,) per task, as [scores] for one task, got {wrong[0]}"
+        )
+    return arrays
 
 
 def probability_of_improvement(
@@ -316,7 +332,7 @@ def probability_of_improvement(
     _check(confidence, 1)
     if len(strata) != len(baseline):
         raise ValueError(f"tasks must be the same, got {len(strata)} and {len(baseline)}")
-    pairs = [(np.asarray(x), np.asarray(y)) for x, y in zip(strata, baseline, strict=True)]
+    pairs = zip(_arrays(strata), _arrays(baseline), strict=True)
     pairs = [(x, y) for x, y in pairs if len(x) and len(y)]
     if not pairs:
         return UNKNOWN

@@ -5,21 +5,22 @@ names takes the place of lambda(s).
 """
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
 from einops import repeat
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Num
 from torch import Tensor
 
-from alam.acting import KeptSampler
+from alam.acting import KeptSampler, observation_rows
+from alam.config import Config
 from alam.critics import CriticConfig
 from alam.energy import Evaluate
 from alam.lagrangian import ConstraintConfig
 from alam.multiplier import MultiplierConfig, StatewiseALaMConfig
 from alam.networks import make_adam
-from alam.sac import ConstrainedLearner
+from alam.sac import ConstrainedLearner, refuse_batch_hinge, require_consistent
 from alam.types import Batch, Due, Metrics
 from algd.diffusion.acting import ChainSampler
 from algd.diffusion.policy import (
@@ -33,7 +34,7 @@ from algd.diffusion.temperature import Temperature
 
 
 @dataclass(frozen=True)
-class ALGDConfig:
+class ALGDConfig(Config):
     """Policy, critics, constraint and multiplier of a diffusion agent."""
 
     policy: DiffusionPolicyConfig | ReleasePolicyConfig = field(
@@ -43,7 +44,10 @@ class ALGDConfig:
     constraint: ConstraintConfig = field(default_factory=ConstraintConfig)
     multiplier: MultiplierConfig = field(default_factory=StatewiseALaMConfig)
 
-    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_batch_hinge(self.constraint, self.policy.kind)
+        require_consistent(self)
 
 
 def make_policy(
@@ -82,9 +86,7 @@ class ALGDAgent(ConstrainedLearner):
         self.num_levels = config.policy.schedule.num_train_timesteps
         # The DDPM form of the release has no sampler of its own.
         self._row_sampler = (
-            KeptSampler(self.policy, ChainSampler)
-            if getattr(config.policy, "variant", None) != "ddpm"
-            else None
+            KeptSampler(ChainSampler) if getattr(config.policy, "variant", None) != "ddpm" else None
         )
         self.policy_optimizer = make_adam(
             list(self.policy.parameters()), learning_rate=config.policy.learning_rate
@@ -95,7 +97,7 @@ class ALGDAgent(ConstrainedLearner):
     @torch.no_grad()
     def act(
         self,
-        obs: Float[np.ndarray, "N O"],
+        obs: Num[np.ndarray, "N O"],
         *,
         generator: torch.Generator,
         deterministic: bool = False,
@@ -105,9 +107,10 @@ class ALGDAgent(ConstrainedLearner):
         ``deterministic`` gives the noise-free chain, or with ``candidates`` > 1 the best of so many
         samples by energy (then the generator is used).
         """
+        obs = observation_rows(obs, self.obs_dim, self.policy)
         candidates = self.config.policy.candidates if deterministic else 1
         rows = candidates * len(obs)
-        sampler = self._row_sampler.get() if rows == 1 and self._row_sampler else None
+        sampler = self._row_sampler.get(self.policy) if rows == 1 and self._row_sampler else None
         if deterministic and candidates == 1:
             if sampler is not None:
                 return sampler.sample(obs[0], None)[None]

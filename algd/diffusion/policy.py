@@ -6,13 +6,14 @@ carries the change of variables (ours), so that actions follow exp(-energy / tem
 """
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from einops import repeat
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from alam.config import Config
 from alam.energy import Evaluate, differentiable_energy, energy_slopes
 from alam.gaussian import log_one_minus_tanh_squared
 from alam.networks import Activation
@@ -38,7 +39,7 @@ def require_losses(chain_coef: float, score_coef: float) -> None:
 
 
 @dataclass(frozen=True)
-class DiffusionPolicyConfig:
+class DiffusionPolicyConfig(Config):
     """A denoising policy and its training.
 
     loss = chain_coef * E[energy(s, a_0) / temperature], back-propagated through the last
@@ -78,9 +79,8 @@ class DiffusionPolicyConfig:
     candidates: int = 1
     update_interval: int = 1
 
-    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
-
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.hidden or min(self.hidden) < 1:
             raise ValueError(f"hidden must be one or more positive widths, got {self.hidden}")
         require_losses(self.chain_coef, self.score_coef)

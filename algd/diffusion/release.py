@@ -9,13 +9,14 @@ step whose level labels it, with its graph.
 
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from alam.config import Config
 from alam.energy import Evaluate, differentiable_energy, energy_slopes
 from alam.networks import MLP, Projection
 from alam.types import Metrics
@@ -29,7 +30,7 @@ _NORM_FLOOR = 1e-8
 
 
 @dataclass(frozen=True)
-class ReleasePolicyConfig:
+class ReleasePolicyConfig(Config):
     """Settings of the released code: VE sigmas .01 to 1, or linear betas 1e-4 to .02, 5 levels.
 
     variant: ``vesde`` or ``ddpm``. num_timesteps: noise levels. hidden, embedding_dim: of the score
@@ -54,9 +55,8 @@ class ReleasePolicyConfig:
     candidates: int = 1
     update_interval: int = 1
 
-    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
-
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in (
             *("num_timesteps", "num_score_samples", "candidates", "update_interval"),
             "embedding_dim",

@@ -7,18 +7,20 @@ one ``scheduler.step`` costs several times a fused hand-written one.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from alam.config import Config
 
 BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
 Sampler = Literal["ancestral", "ddim", "euler_sde"]
 
 
 @dataclass(frozen=True)
-class ScheduleConfig:
+class ScheduleConfig(Config):
     """A discrete noising process.
 
     kind: ``ve`` (alpha 1, sigma geometric from sigma_min to sigma_max) or ``vp`` (alpha^2 =
@@ -42,9 +44,8 @@ class ScheduleConfig:
     beta_end: float = 0.02
     sampler: Sampler = "ancestral"
 
-    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
-
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.num_train_timesteps < 1:
             raise ValueError(f"num_train_timesteps must be >= 1, got {self.num_train_timesteps}")
         steps = self.num_inference_steps

@@ -6,19 +6,20 @@ training, so that a raw temperature means a different policy every hour.
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from alam.config import Config
 from alam.networks import make_adam
 
 _ENTROPY_NEIGHBOUR = 3  # k of the k-nearest-neighbour estimate
 
 
 @dataclass(frozen=True)
-class TemperatureConfig:
+class TemperatureConfig(Config):
     """How the temperature is held.
 
     mode: ``raw`` is ``value`` itself (the released code: 1); ``relative`` is ``value`` times a
@@ -40,9 +41,8 @@ class TemperatureConfig:
     target_entropy: float | None = None
     learning_rate: float = 1e-3
 
-    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
-
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("value", "learning_rate"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")

@@ -54,9 +54,9 @@ class CostEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
         self.metadata = env.metadata
         space = _flat_observation_space(env_id, env.observation_space)
         self.original_action_space = _bounded_action_space(env_id, env.action_space)
-        self.observation_space = Box(
-            space.low.astype(np.float32), space.high.astype(np.float32), dtype=np.float32
-        )
+        with np.errstate(over="ignore"):  # bounds beyond float32 are none
+            obs_low, obs_high = space.low.astype(np.float32), space.high.astype(np.float32)
+        self.observation_space = Box(obs_low, obs_high, dtype=np.float32)
         shape = cast("tuple[int, ...]", self.original_action_space.shape)
         self.action_space = Box(-1.0, 1.0, shape, np.float32)
         low = self.original_action_space.low.astype(np.float64)
@@ -256,7 +256,8 @@ def _flat_observation_space(env_id: str, space: gymnasium.Space[Any]) -> Box:
         got = str(space)
     raise EnvironmentFault(
         f"{env_id}: observations must be a flat vector, a Box of shape (n,), got {got}; "
-        "wrap it, for instance in gymnasium.wrappers.FlattenObservation"
+        "register a function that returns it wrapped, for instance in "
+        "gymnasium.wrappers.FlattenObservation"
     )
 
 
@@ -268,7 +269,7 @@ def _bounded_action_space(env_id: str, space: gymnasium.Space[Any]) -> Box:
     if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
         raise EnvironmentFault(
             f"{env_id}: action bounds must be finite, since the policy acts in [-1, 1], "
-            f"got {space}; wrap it in gymnasium.wrappers.RescaleAction or give it bounds"
+            f"got {space}; give its Box finite bounds"
         )
     if not np.issubdtype(space.dtype, np.floating):
         raise EnvironmentFault(

@@ -69,6 +69,12 @@ class EnvConfig:
             raise ValueError(f"env.worker_timeout must be positive, got {self.worker_timeout}")
         if self.max_restarts < 0:
             raise ValueError(f"env.max_restarts must be >= 0, got {self.max_restarts}")
+        if callable(self.cost_fn):
+            raise ValueError(
+                'env.cost_fn must read "module:function", got a function; for one that has no '
+                "such name make algd.environments.gymnasium.CostEnv(env, env_id=..., "
+                "max_episode_steps=..., cost_fn=...)"
+            )
         if self.cost_fn is not None and not all(self.cost_fn.partition(":")):
             raise ValueError(f'env.cost_fn must read "module:function", got {self.cost_fn!r}')
         if "render_mode" in self.kwargs:
@@ -86,6 +92,12 @@ def make_env(config_or_id: EnvConfig | str, *, render_mode: str | None = None) -
     if render_mode not in RENDER_MODES:
         raise ConfigError(f"render_mode must be one of {RENDER_MODES}, got {render_mode!r}")
     config = EnvConfig(id=config_or_id) if isinstance(config_or_id, str) else config_or_id
+    if not isinstance(config, EnvConfig):
+        raise ConfigError(
+            f"make_env takes an id or an EnvConfig, got a {type(config).__name__}; an environment "
+            "that is made already goes into algd.environments.gymnasium.CostEnv(env, env_id=..., "
+            "max_episode_steps=...)"
+        )
     if importlib.util.find_spec("gymnasium") is None:
         raise EnvironmentFault("gymnasium is not installed; pip install 'gymnasium>=1.2,<2'")
     from algd.environments.gymnasium import CostEnv
@@ -163,7 +175,15 @@ def _make_gymnasium_env(
             f"{config.id} cannot be made with env.kwargs {config.kwargs}: "
             f"{type(error).__name__}: {text}"
         ) from error
+    if render_mode is not None and render_mode not in env.metadata.get("render_modes", ()):
+        env.close()
+        raise _cannot_render(spec.id, render_mode, env.metadata)
     return env, steps
+
+
+def _cannot_render(env_id: str, render_mode: str, metadata: dict[str, Any]) -> EnvironmentFault:
+    modes = list(metadata.get("render_modes", ()))
+    return EnvironmentFault(f"{env_id} cannot render {render_mode}, only {modes}")
 
 
 def _require_rendering(spec: "EnvSpec", render_mode: str) -> None:
@@ -171,9 +191,9 @@ def _require_rendering(spec: "EnvSpec", render_mode: str) -> None:
 
     entry_point = spec.entry_point
     creator = load_env_creator(entry_point) if isinstance(entry_point, str) else entry_point
-    modes = getattr(creator, "metadata", {}).get("render_modes", ())
-    if render_mode not in modes:
-        raise EnvironmentFault(f"{spec.id} cannot render {render_mode}, only {list(modes)}")
+    metadata = getattr(creator, "metadata", None)  # a function has none; what it makes is asked
+    if metadata is not None and render_mode not in metadata.get("render_modes", ()):
+        raise _cannot_render(spec.id, render_mode, metadata)
     if "mujoco" in str(entry_point):
         from algd.environments.rendering import require_gl_backend
 

@@ -147,9 +147,10 @@ class SyncVectorEnv:
         return self.finish()
 
     def start(self, actions: Float32Array) -> None:
-        """Take the actions of a step; nothing runs before `finish`."""
-        check_actions(actions, self.num_envs, self.action_dim)
-        self._actions = actions
+        """Take a copy of the actions of a step; nothing runs before `finish`."""
+        # As float32, in which a snapshot repeats them and other kinds hand them to their workers.
+        self._actions = np.array(actions, np.float32)
+        check_actions(self._actions, self.num_envs, self.action_dim)
 
     def finish(self) -> StepResult:
         """Step each environment."""

@@ -73,32 +73,7 @@ class ExperimentConfig:
                 f"train.buffer_size must hold a step of all env.num_envs ({self.env.num_envs}), "
                 f"got {self.train.buffer_size}"
             )
-        if self.constraint.calibration_rate > 0 and self.critics.cost_target == "reachability":
-            raise ValueError(
-                "constraint.calibration_rate needs critics.cost_target: discounted; a reachability "
-                "critic has the threshold 0"
-            )
-        unread = self.multiplier.kind == "fixed" or self.multiplier.signal == "episode"
-        unread = unread and self.policy.kind != "cvpo"  # its dual reads the threshold
-        if self.constraint.calibration_rate > 0 and unread and not self.constraint.augmented:
-            raise ValueError(
-                "constraint.calibration_rate needs what reads the threshold: constraint.augmented: "
-                "true, or a multiplier that learns from the cost critics; got multiplier.kind "
-                f"{self.multiplier.kind!r} with signal {self.multiplier.signal!r}"
-            )
-        if self.multiplier.signal == "episode" and self.critics.cost_target == "reachability":
-            raise ValueError(
-                "multiplier.signal: episode needs critics.cost_target: discounted; reachability "
-                "bounds the risk of every state, which the costs of episodes do not measure"
-            )
-        if self.constraint.hinge == "batch" and self.policy.kind != "gaussian":
-            raise ValueError(
-                "constraint.hinge: batch needs policy.kind: gaussian; it weighs costs by the mean "
-                "of the policy's own actions, where a denoising policy asks for those of proposals "
-                f"and cvpo has no penalty, got {self.policy.kind!r}"
-            )
-        if isinstance(self.policy, CVPOPolicyConfig):  # what it cannot be combined with
-            CVPOConfig(self.policy, self.critics, self.constraint, self.multiplier)
+        agent_config(self)  # refuses what does not go together
 
 
 def load_config(
@@ -159,6 +134,20 @@ def dump_yaml(config: ExperimentConfig) -> str:
     return write_yaml(to_dict(config))
 
 
+def agent_config(config: ExperimentConfig) -> SACConfig | CVPOConfig | ALGDConfig:
+    """Return what the agent of an experiment is made of.
+
+    Raises:
+        ValueError: its parts do not go together.
+    """
+    policy, rest = config.policy, (config.critics, config.constraint, config.multiplier)
+    if isinstance(policy, GaussianPolicyConfig):
+        return SACConfig(policy, *rest)
+    if isinstance(policy, CVPOPolicyConfig):
+        return CVPOConfig(policy, *rest)
+    return ALGDConfig(policy, *rest)
+
+
 def make_agent(
     config: ExperimentConfig,
     obs_dim: int,
@@ -175,9 +164,9 @@ def make_agent(
         device: of all parameters.
     """
     shape = {"episode_length": episode_length, "seed": config.seed, "device": device}
-    policy, rest = config.policy, (config.critics, config.constraint, config.multiplier)
-    if isinstance(policy, GaussianPolicyConfig):
-        return SACAgent(obs_dim, action_dim, SACConfig(policy, *rest), **shape)
-    if isinstance(policy, CVPOPolicyConfig):
-        return CVPOAgent(obs_dim, action_dim, CVPOConfig(policy, *rest), **shape)
-    return ALGDAgent(obs_dim, action_dim, ALGDConfig(policy, *rest), **shape)
+    agent = agent_config(config)
+    if isinstance(agent, SACConfig):
+        return SACAgent(obs_dim, action_dim, agent, **shape)
+    if isinstance(agent, CVPOConfig):
+        return CVPOAgent(obs_dim, action_dim, agent, **shape)
+    return ALGDAgent(obs_dim, action_dim, agent, **shape)

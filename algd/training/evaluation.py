@@ -6,11 +6,12 @@ In: an agent or a run directory. Out: returns and costs per episode, a table, an
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 
+from alam.config import Config
 from alam.types import Agent
 from algd.environments.gymnasium import CostEnv
 from algd.environments.make import EnvConfig, make_env
@@ -21,7 +22,7 @@ _EVALUATION_STREAM = 2**31  # keeps evaluation seeds apart from those of trainin
 
 
 @dataclass(frozen=True)
-class EvaluationConfig:
+class EvaluationConfig(Config):
     """When and how the policy is evaluated.
 
     interval: environment steps between evaluations; one more before training and one at the end.
@@ -37,9 +38,8 @@ class EvaluationConfig:
     video: bool = True
     video_steps: int = 500
 
-    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
-
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("interval", "episodes", "video_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
@@ -98,7 +98,12 @@ def evaluate_policy(
 
     The noise of stochastic modes comes from a generator of its own, seeded with ``seed``;
     ``on_step`` is called after every step and may raise to stop.
+
+    Raises:
+        ValueError: ``mode`` is none of the two.
     """
+    if mode not in get_args(Mode):
+        raise ValueError(f"mode must be one of {', '.join(get_args(Mode))}, got {mode!r}")
     generator = torch.Generator().manual_seed(seed)
     returns, costs, lengths = [], [], []
     for episode_seed in evaluation_seeds(seed, episodes, first):

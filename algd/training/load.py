@@ -63,17 +63,23 @@ class LoadedPolicy:
         Args:
             obs: (O,) or (N, O) observations as the environment gives them.
             deterministic: the deterministic mode of the agent, or a sample.
+
+        Raises:
+            ValueError: observations of another width, or not finite in float32.
         """
-        array = np.asarray(obs, dtype=np.float32)
+        with np.errstate(over="ignore"):
+            array = np.asarray(obs, dtype=np.float32)
         if array.shape[-1:] != (self.obs_dim,) or array.ndim not in (1, 2):
             raise ValueError(
                 f"obs must have shape ({self.obs_dim},) or (N, {self.obs_dim}), got {array.shape}"
             )
+        if not np.isfinite(array).all():
+            raise ValueError(f"obs must be finite, got {array}")
         batch = self.normalizer.normalize(array.reshape(-1, self.obs_dim))
         normalised = self.agent.act(batch, generator=self.generator, deterministic=deterministic)
         action = self._center + self._half_range * normalised.astype(np.float64)
         inside = np.clip(action.astype(np.float32), self._least, self._greatest)
-        return inside.reshape(*array.shape[:-1], -1)
+        return inside.reshape(*array.shape[:-1], len(self.action_low))
 
 
 def _float32_box(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -75,6 +75,8 @@ class RunningNormalizer(Unnormalized):
 
     def update(self, obs: Float[np.ndarray, "N O"]) -> None:
         """Take N more observations into account."""
+        if not len(obs):
+            return
         batch = obs.astype(np.float64)
         total = self.count + len(batch)
         delta = batch.mean(0) - self.mean

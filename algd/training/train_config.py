@@ -4,15 +4,16 @@ In: values of a configuration. Out: a checked, frozen ``TrainConfig``, and the d
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 
+from alam.config import Config
 from algd.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Config):
     """Length, pace and bookkeeping of a run; all counts are environment steps.
 
     total_steps: steps to take, over all environments together.
@@ -64,9 +65,8 @@ class TrainConfig:
     cuda_graph: bool = False
     num_threads: int = 1
 
-    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
-
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in (
             "total_steps",
             "batch_size",

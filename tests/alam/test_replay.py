@@ -132,3 +132,31 @@ def test_a_large_table_is_zero_and_takes_memory_only_where_rows_are() -> None:
     assert replay.table[:4].sum(1).tolist() == [125.0, 125.0, 125.0, 0.0]
     assert replay.table[[500_000, 999_999]].abs().max() == 0.0
     assert resident_bytes() - before < 50e6
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        (
+            {"obs": np.ones((1, 2)), "action": np.ones((1, 3)), "next_obs": np.ones((1, 2))},
+            r"obs must have shape \(1, 3\), got \(1, 2\)",
+        ),
+        ({"terminated": np.ones((1, 1))}, r"terminated must have shape \(1,\), got \(1, 1\)"),
+        ({"terminated": np.ones(2)}, r"terminated must have shape \(1,\), got \(2,\)"),
+    ],
+)
+def test_a_column_of_another_shape_is_refused_and_nothing_is_added(changed, says):
+    replay = ReplayBuffer(4, 3, 2)
+    row = {
+        "obs": np.ones((1, 3)),
+        "action": np.ones((1, 2)),
+        "reward": np.ones(1),
+        "cost": np.ones(1),
+        "next_obs": np.ones((1, 3)),
+        "terminated": np.ones(1),
+    }
+    with pytest.raises(ValueError, match=says):
+        replay.add(**(row | changed))
+    assert len(replay) == 0
+    with pytest.raises(ValueError, match="the replay buffer is empty"):
+        replay.sample(2, torch.Generator())

@@ -8,12 +8,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from alam.acting import observation_rows
 from alam.critics import CriticConfig
 from alam.gaussian import GaussianPolicyConfig
 from alam.lagrangian import ConstraintConfig
 from alam.multiplier import FixedConfig, ScalarDualConfig, StatewiseDualConfig
 from alam.sac import SACAgent, SACConfig, make_constraint
-from alam.types import Batch
+from alam.types import Batch, require_batch
 
 B, OBS_DIM, ACTION_DIM = 6, 3, 2
 
@@ -146,7 +147,6 @@ def test_multiplier_learns_from_the_configured_actions(signal):
         ({"unit": "raw"}, {"cost_discount": 1.0}, 25.0),
         ({"unit": "raw"}, {}, 25.0 * (1 - 0.99**10) / 0.1),
         ({"cost_limit": 0.0}, {}, 50.0),
-        ({}, {"cost_target": "reachability"}, 1.0),
     ],
 )
 def test_episode_costs_reach_the_multiplier_in_the_unit_of_the_constraint(
@@ -236,3 +236,60 @@ def test_acting_leaves_the_generator_of_learning_alone():
     before = agent.generator.get_state()
     agent.act(batch_of().obs.numpy(), generator=seeded(0))
     assert torch.equal(agent.generator.get_state(), before)
+
+
+# ---- in a loop of one's own ----
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_observations_of_any_precision_act_alike(rows):
+    agent = agent_of()
+    obs = np.arange(3.0 * rows).reshape(rows, 3)
+    expected = agent.act(obs.astype(np.float32), generator=seeded(0))
+    assert expected.dtype == np.float32
+    for other in (obs, obs.astype(int)):
+        action = agent.act(other, generator=seeded(0))
+        assert np.array_equal(action, expected)
+        assert action.dtype == np.float32
+    assert agent.act(obs[:0], generator=seeded(0)).shape == (0, ACTION_DIM)
+    for wrong in (obs[0], obs[:, :2], obs[None]):
+        with pytest.raises(ValueError, match=r"obs must have shape \(N, 3\), got"):
+            observation_rows(wrong, 3, agent.policy)
+
+
+def test_another_policy_acts_at_once_one_row_or_several():
+    agent, other = agent_of(), agent_of(seed=1)
+    obs = np.ones((2, 3), np.float32)
+    agent.act(obs[:1], generator=seeded(0), deterministic=True)
+    agent.policy = other.policy
+    expected = other.act(obs, generator=seeded(0), deterministic=True)
+    assert agent.act(obs, generator=seeded(0), deterministic=True) == pytest.approx(expected)
+    alone = agent.act(obs[:1], generator=seeded(0), deterministic=True)
+    assert alone == pytest.approx(expected[:1], abs=1e-6)
+
+
+@pytest.mark.parametrize("name", Batch._fields)
+def test_a_column_that_would_broadcast_is_refused(name):
+    batch = batch_of(2)
+    column = getattr(batch, name)
+    wrong = column[:, None] if column.ndim == 1 else column[:, :1]
+    with pytest.raises(ValueError, match=rf"^{name} must have shape \("):
+        require_batch(batch._replace(**{name: wrong}), OBS_DIM, ACTION_DIM)
+    require_batch(batch, OBS_DIM, ACTION_DIM)
+
+
+def test_an_update_looks_at_its_batch_before_it_counts():
+    agent = agent_of()
+    with pytest.raises(ValueError, match=r"^action must have shape \(6, 2\), got \(6, 3\)"):
+        agent.update(batch_of()._replace(action=torch.zeros(6, 3)))
+    assert agent.num_updates == 0
+
+
+def test_a_limit_without_a_point_can_be_calibrated():
+    agent = agent_of(
+        constraint={"cost_limit": 25, "penalty_coef": 1, "calibration_rate": 0.1},
+        critics={"cost_discount": 1.0},
+    )
+    agent.update(batch_of())
+    agent.observe_episode_cost(50.0)
+    assert 0 < agent.constraint.threshold.item() < 25

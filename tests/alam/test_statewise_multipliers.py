@@ -1,6 +1,8 @@
 """Multiplier networks: dual ascent, and the regression to a lagged dual target that ALaM is."""
 
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -9,9 +11,11 @@ from alam.lagrangian import dual_target
 from alam.multiplier import (
     MULTIPLIERS,
     FixedConfig,
+    ScalarDualConfig,
     StatewiseALaMConfig,
     StatewiseDualConfig,
     make_multiplier,
+    require_rows,
 )
 
 OBS = torch.randn(16, 3, generator=torch.Generator().manual_seed(7))
@@ -342,3 +346,62 @@ def test_six_kinds_are_offered():
 def test_impossible_configurations_are_refused_by_name(config, field, value):
     with pytest.raises(ValueError, match=rf"^{field} must be .* got"):
         config(**{field: value})
+
+
+# ---- in a loop of one's own ----
+
+
+@pytest.mark.parametrize("shape", [(16, 1), (1,), ()])
+def test_violations_that_would_broadcast_are_refused(shape):
+    with pytest.raises(ValueError, match=r"must have shape \(16,\), one per observation, got"):
+        require_rows(OBS, torch.zeros(shape))
+
+
+def test_every_kind_looks_at_the_shape_of_its_violations():
+    """In a process without the array checks of these tests."""
+    code = """
+import torch
+from alam import *
+for config in (FixedConfig(), ScalarDualConfig(), StatewiseDualConfig(), StatewiseALaMConfig()):
+    try:
+        make_multiplier(config, 3, penalty_coef=1.0).update(torch.ones(4, 3), torch.ones(4, 1))
+    except ValueError as error:
+        print(error)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    says = "violation must have shape (4,), one per observation, got (4, 1)"
+    assert run.stdout.splitlines() == [says] * 4
+
+
+@pytest.mark.parametrize(
+    "config",
+    [alam(), dual(), ScalarDualConfig(parameterization="log", initial_value=0.5), FixedConfig()],
+)
+def test_a_multiplier_makes_its_optimiser_and_leaves_the_violation_alone(config):
+    multiplier = make_multiplier(config, 3, penalty_coef=1.0)
+    weight = torch.ones(3, requires_grad=True)
+    for _ in range(2):
+        metrics = multiplier.update(OBS, OBS @ weight)
+    assert weight.grad is None
+    assert not any(value.requires_grad for value in metrics.values())
+
+
+def test_a_state_alone_is_what_it_is_in_a_batch():
+    for config in (alam(), dual(), FixedConfig(value=0.5)):
+        multiplier = build(config)
+        alone = multiplier(OBS[0])
+        assert alone.shape == ()
+        assert alone.item() == pytest.approx(multiplier(OBS)[0].item(), rel=1e-6)
+
+
+def test_what_is_no_configuration_makes_no_multiplier():
+    with pytest.raises(TypeError, match=r"must be one of FixedConfig, .*, got 'scalar_pid'"):
+        make_multiplier("scalar_pid", 3, penalty_coef=1.0)
+
+
+def test_building_draws_nothing_from_the_global_generator():
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    build(alam())
+    assert torch.equal(torch.rand(3), expected)

@@ -98,3 +98,8 @@ def test_critic_calibration_of_a_pessimistic_critic():
     assert found.slope == pytest.approx(0.5)
     assert found.rank_correlation == pytest.approx(1.0)
     assert np.isnan(critic_calibration(np.ones(4), observed).slope)
+
+
+def test_a_score_that_is_not_a_number_ranks_nowhere():
+    assert np.isnan(rank_correlation([1.0, 2.0, 3.0], [1.0, np.nan, 3.0]))
+    assert np.isnan(auroc([0.1, np.nan, 0.3], [False, False, True]))

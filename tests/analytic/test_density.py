@@ -11,6 +11,7 @@ from algd.analysis.density import (
     box_grid,
     cell_masses,
     grid_points,
+    kernel_density,
     sliced_wasserstein1,
     total_variation,
     total_variation_floor,
@@ -135,3 +136,13 @@ def test_unusable_input_is_refused():
         total_variation(np.zeros((3, 2)), np.ones(11), grid)
     with pytest.raises(ValueError, match=r"action_dim must be in 1\.\.2, got 3"):
         box_grid(3, 11)
+
+
+def test_what_is_no_density_on_the_grid_is_refused():
+    grid = box_grid(1, 201)
+    density = np.full(201, 0.5)
+    assert total_variation(np.linspace(-1, 1, 999), density, grid) < 0.1
+    with pytest.raises(ValueError, match="must integrate to 1 over the grid, got 5"):
+        total_variation(np.zeros(9), 5 * density, grid)
+    with pytest.raises(ValueError, match="no sample lies near the grid"):
+        kernel_density(np.full(9, 1e3), grid, bandwidth=0.1)

@@ -4,7 +4,7 @@
 """
 
 import warnings
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
@@ -174,3 +174,28 @@ for name, entry, steps in (
 ):
     if name not in gymnasium.registry:
         gymnasium.register(name, f"{_HERE}:{entry}", max_episode_steps=steps)
+
+
+class _RenderedEnv(CountingEnv):
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"]}
+
+    def render(self) -> Any:
+        return np.zeros((8, 8, 3), np.uint8)
+
+
+def rendered(render_mode: str | None = None) -> gymnasium.Env:
+    """Make an environment as an entry point that is a function does, without metadata."""
+    return _RenderedEnv(render_mode)
+
+
+def unbounded(render_mode: str | None = None) -> gymnasium.Env:
+    """Make one whose observations have the bounds of float64."""
+    env = CountingEnv(render_mode)
+    largest = np.finfo(np.float64).max
+    env.observation_space = Box(-largest, largest, (2,), np.float64)
+    return env
+
+
+for name, make in (("Rendered-v0", rendered), ("Unbounded-v0", unbounded)):
+    if name not in gymnasium.registry:
+        gymnasium.register(name, make, max_episode_steps=HORIZON)

@@ -213,3 +213,16 @@ def test_describing_an_environment_imports_nothing_heavy():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stdout
     assert output.strip() == "[]"
+
+
+def test_an_environment_made_by_a_function_is_rendered_as_it_says():
+    with make_env(f"{HERE}:Rendered-v0", render_mode="rgb_array") as env:
+        env.reset(seed=0)
+        assert env.render().shape == (8, 8, 3)
+    with pytest.raises(EnvironmentFault, match=r"Unbounded-v0 cannot render rgb_array, only \[\]"):
+        make_env(f"{HERE}:Unbounded-v0", render_mode="rgb_array")
+
+
+def test_bounds_beyond_float32_are_no_bounds_and_no_warning():
+    with make_env(f"{HERE}:Unbounded-v0") as env:
+        assert np.isinf(env.observation_space.high).all()

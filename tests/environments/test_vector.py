@@ -19,11 +19,12 @@ from algd.environments.vector import make_vector_env
 from algd.errors import CheckpointError, ConfigError, EnvironmentFault
 
 COUNTING = "environments.faulty_envs:Counting-v0"
+PENDULUM_COST = "environments.faulty_envs:pendulum_cost"
 KINDS = ("sync", "subprocess", "parallel")
 RESUMABLE = (
     EnvConfig(id="SafetyPointGoal1-v0", num_envs=2),
     EnvConfig(id="SafetyHopperVelocity-v1", num_envs=3),
-    EnvConfig(id="Pendulum-v1", num_envs=3, cost_fn="environments.faulty_envs:pendulum_cost"),
+    EnvConfig(id="Pendulum-v1", num_envs=3, cost_fn=PENDULUM_COST),
 )
 
 
@@ -368,3 +369,20 @@ def test_ctrl_c_while_workers_start_prints_no_worker_traceback(tmp_path, delay):
     out, err = parent.communicate(timeout=20)
     assert out.endswith("interrupted\n")
     assert err == ""
+
+
+@pytest.mark.parametrize("kind", ["sync", "subprocess"])
+def test_actions_in_double_precision_are_stepped_as_they_are_recorded(kind):
+    config = with_vector(EnvConfig(id="Pendulum-v1", num_envs=2, cost_fn=PENDULUM_COST), kind)
+    with make_vector_env(config, seed=0) as env:
+        env.reset()
+        actions = np.random.default_rng(0).uniform(-1, 1, (20, 2, 1))
+        for row in actions:
+            env.start(row)
+            row[:] = 9.0  # what is stepped is a copy
+            last = env.finish()
+        snapshot = env.snapshot()
+    with make_vector_env(config, seed=0) as env:
+        obs, dropped = env.restore(snapshot)
+        assert dropped == []
+        assert np.array_equal(obs, last.obs)
