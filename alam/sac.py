@@ -260,10 +260,12 @@ class ConstrainedLearner:
     def observe_episode_cost(self, cost: float) -> None:
         """Tell constraint and multiplier the cost of a finished training episode.
 
-        The multiplier is told its violation, in the constraint's unit.
+        The multiplier is told its violation, in the constraint's unit. Episodes before the first
+        update say nothing about critics or policy.
         """
-        if self.num_updates > 0:  # episodes of the warm-up say nothing about critics
-            self.constraint.observe_episode(cost)
+        if self.num_updates == 0:
+            return
+        self.constraint.observe_episode(cost)
         limit = self.constraint.config.cost_limit
         relative = cost / limit - 1.0 if limit > 0 else cost
         scale = self.constraint.nominal_threshold or 1.0

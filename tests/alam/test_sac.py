@@ -157,6 +157,8 @@ def test_episode_costs_reach_the_multiplier_in_the_unit_of_the_constraint(
         critics=critics,
         multiplier=ScalarDualConfig(signal="episode", learning_rate=0.1),
     )
+    agent.observe_episode_cost(1e6)  # of the warm-up
+    assert agent.update(batch_of())["train/multiplier"].item() == 0.0
     agent.observe_episode_cost(50.0)
     metrics = agent.update(batch_of())
     assert metrics["train/multiplier"].item() == pytest.approx(0.1 * expected, rel=1e-5)
