@@ -99,6 +99,8 @@ def spoil(run_dir: Path, damage: str) -> None:
             config.write_text("colour: blue\n")
         case "config binary":
             config.write_bytes(b"\xff\xfe\x00")
+        case "config surrogate":
+            config.write_text(config.read_text().replace(ENV, '"\\uD800x"'))
         case "limit text":
             config.write_text(config.read_text().replace("cost_limit: 25.0", "cost_limit: many"))
         case "metrics gone":
@@ -124,6 +126,7 @@ def spoil(run_dir: Path, damage: str) -> None:
         ("config cut", "config.yaml:1: not valid YAML"),
         ("config other", "config.yaml: env.id must be text, got 'nothing'"),
         ("config binary", "config.yaml: not UTF-8 text"),
+        ("config surrogate", "config.yaml holds text that is no Unicode: "),
         ("limit text", "constraint.cost_limit must be a number >= 0, got 'many'"),
         ("metrics gone", "metrics.csv holds no row yet"),
         ("metrics binary", "metrics.csv: not UTF-8 text"),

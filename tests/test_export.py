@@ -340,6 +340,8 @@ def test_algd_export_writes_everything(
     assert values["mean_cost"] == statistics["cost_mean"]
     assert f"| cost, median | {statistics['cost_median']:.2f} |" in body
     assert "20 episodes, stochastic actions, evaluation seed 0, cost limit 0.05" in body
+    measured = "policy.act(obs, deterministic=False)  # (O,) or (N, O); as in the episodes above"
+    assert measured in body
     rows = np.loadtxt(out / "episodes.csv", delimiter=",", skiprows=1)
     assert rows.shape == (20, 5)
     assert rows[:, 3].mean() == pytest.approx(statistics["cost_mean"])

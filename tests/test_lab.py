@@ -3,6 +3,7 @@
 import csv
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,15 +11,25 @@ import torch
 
 from alam.cvpo import CVPOAgent
 from algd.analysis.agent_energy import AgentEnergy
+from algd.analysis.calibration import relative_l1
+from algd.analysis.finite_solution import solve_statewise
+from algd.environments.analytic_finite import FiniteTask
 from algd.environments.make import make_env
 from algd.experiments.cli import main
 from algd.experiments.config import load_config
 from algd.experiments.lab import run_lab
 from algd.experiments.lab_arena import arena_observations, arena_position, read_arena
 from algd.experiments.lab_calibration import _operating_curve
+from algd.experiments.lab_denoising import noised_score
 from algd.experiments.lab_exact import compare_with_exact
 from algd.experiments.lab_rollouts import policy_rollouts, random_rollouts
-from algd.experiments.lab_states import ModeCount, choose_states, count_modes, embed
+from algd.experiments.lab_states import (
+    ModeCount,
+    choose_states,
+    count_modes,
+    embed,
+    view_state,
+)
 from algd.training.load import LoadedPolicy, load
 from algd.training.trainer import train
 
@@ -282,3 +293,69 @@ def test_modes_are_counted_over_visited_states(
     count = count_modes(probe, obs)
     assert count == ModeCount(100, pytest.approx(0.5), 0.5)
     assert np.isnan(count_modes(probe, obs[:100]).reached)
+
+
+class NarrowLaw:
+    """In place of an ``AgentEnergy``: clean latents are normal, independent, of one width."""
+
+    action_dim, temperature = 2, 0.5
+    alphas = np.array([0.9, 0.9, 0.9])
+    sigmas = np.array([0.05, 0.0999, 0.5])
+
+    def __init__(self, width: float) -> None:
+        self.width = width
+
+    def energy(self, obs: np.ndarray, actions: np.ndarray) -> np.ndarray:
+        latent = np.arctanh(np.clip(actions, -1 + 1e-12, 1 - 1e-12))
+        log_density = -0.5 * np.square(latent / self.width) - np.log1p(-np.square(actions))
+        return -self.temperature * log_density.sum(-1)
+
+
+@pytest.mark.parametrize("width", [0.07, 0.15, 0.5])
+def test_the_noised_score_of_a_narrow_law_is_exact_at_every_level(
+    bandit: LoadedPolicy, width: float
+) -> None:
+    law: Any = NarrowLaw(width)
+    view = view_state(AgentEnergy(bandit), np.array([0.5], dtype=np.float32))
+    line = np.linspace(-0.3, 0.3, 5)
+    latent = np.stack(np.meshgrid(line, line), -1).reshape(-1, 2)
+    for level, (alpha, sigma) in enumerate(zip(law.alphas, law.sigmas, strict=True)):
+        exact = -latent / (alpha**2 * width**2 + sigma**2)
+        found = noised_score(law, view, latent, level)
+        assert found is not None
+        np.testing.assert_allclose(found, exact, rtol=0.01, atol=0.01)
+
+
+def test_a_multiplier_that_is_fixed_has_no_constrained_optimum_to_reach(tmp_path: Path) -> None:
+    overrides = {"env.id": "AnalyticBandit1-v0", "constraint.cost_limit": 0.1}
+    loaded = load(make_run(tmp_path / "run", "sac", overrides))
+    assert compare_with_exact(loaded, AgentEnergy(loaded)) is None
+
+
+def test_the_finite_task_of_another_length_has_the_limit_of_its_steps(tmp_path: Path) -> None:
+    overrides = {
+        "env.id": "AnalyticFinite-v0",
+        "env.max_episode_steps": 25,
+        "constraint.cost_limit": 6.25,
+        "critics.cost_discount": 0.0,
+    }
+    loaded = load(make_run(tmp_path / "run", "sac_alam", overrides))
+    probe = AgentEnergy(loaded)
+    exact = compare_with_exact(loaded, probe)
+    assert exact is not None
+    assert exact.tables.horizon == 25
+    # Per step the limit is 0.25, as by default: so is the multiplier of the hard problem.
+    hard = solve_statewise(FiniteTask(), discount=0.99).multiplier
+    active = hard > 0.05 * hard.max()
+    expected = relative_l1(probe.multiplier(exact.tables.obs), hard, where=active)
+    assert exact.hard_l1 == pytest.approx(expected)
+
+
+def test_the_policy_of_a_lab_is_in_its_table_and_folder(bandit_run: Path) -> None:
+    for policy, folder in (("latest", "lab"), ("best_safe", "lab_best_safe")):
+        if not (bandit_run / "policies" / policy).is_dir():
+            continue
+        run_lab(bandit_run, policy=policy, steps=1, say=lambda _: None)
+        rows = list(csv.DictReader((bandit_run / folder / "table.csv").read_text().splitlines()))
+        assert rows[0]["measurement"] == "environment step"
+        assert rows[0]["unit"] == f"{policy} policy"

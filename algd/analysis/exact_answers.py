@@ -76,7 +76,12 @@ class ExactAnswer:
 
 
 def exact_tables(
-    env_id: str, *, step_limit: float, cost_discount: float, task_limit: float | None = None
+    env_id: str,
+    *,
+    step_limit: float,
+    cost_discount: float,
+    task_limit: float | None = None,
+    episode_length: int | None = None,
 ) -> ExactTables | None:
     """Return the tables of an analytic task; None where the answer is not of this form.
 
@@ -86,6 +91,7 @@ def exact_tables(
         cost_discount: of the agent's critic; the finite task needs 0.
         task_limit: the limit that the environment was made with, which shapes the bandit's cost;
             None for its default.
+        episode_length: of the finite task, in steps; None for its default.
     """
     options = {} if task_limit is None else {"cost_limit": task_limit}
     name = env_id.removesuffix("-v0")
@@ -97,7 +103,7 @@ def exact_tables(
         side = np.linspace(0.3, 0.95, _NUM_STATES // 2)
         return _one_step(islands, np.concatenate([-side[::-1], side]), step_limit)
     if name == "AnalyticFinite" and cost_discount == 0.0:
-        finite = FiniteTask()
+        finite = FiniteTask() if episode_length is None else FiniteTask(horizon=episode_length)
         grid = box_grid(1, _POINTS[1])
         return ExactTables(
             obs=np.eye(NUM_STATES, dtype=np.float32),

@@ -109,7 +109,7 @@ def model_card(
         "",
         _cost_section(statistics),
         "",
-        _usage_section(policy, graphs, repo),
+        _usage_section(policy, graphs, repo, statistics.mode),
     ]
     return "\n".join(parts)
 
@@ -194,9 +194,14 @@ def _cost_section(statistics: CostStatistics) -> str:
     )
 
 
-def _usage_section(policy: LoadedPolicy, graphs: "list[OnnxReport]", repo: str | None) -> str:
+def _usage_section(
+    policy: LoadedPolicy, graphs: "list[OnnxReport]", repo: str | None, mode: Mode
+) -> str:
+    """Return how to act as the episodes of the card did, and otherwise."""
     action = policy.agent.action_dim
     where = "the path of this directory" if repo is None else f"hf://{repo}"
+    sampled: dict[Mode, str] = {"deterministic": "", "stochastic": ", deterministic=False"}
+    other: Mode = "stochastic" if mode == "deterministic" else "deterministic"
     lines = [
         "## Use",
         "",
@@ -208,7 +213,8 @@ def _usage_section(policy: LoadedPolicy, graphs: "list[OnnxReport]", repo: str |
         "import algd",
         "",
         f'policy = algd.load("{where}")',
-        "action = policy.act(obs)  # (O,) or (N, O); deterministic=False for samples",
+        f"action = policy.act(obs{sampled[mode]})  # (O,) or (N, O); as in the episodes above",
+        f"action = policy.act(obs{sampled[other]})  # {other} actions, which they do not tell of",
         "```",
     ]
     if not graphs:

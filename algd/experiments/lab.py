@@ -79,7 +79,7 @@ def run_lab(
 
     Args:
         run_dir: of a run with a checkpoint.
-        out: folder of the results; by default run_dir/lab.
+        out: folder of the results; by default run_dir/lab, or run_dir/lab_best_safe.
         policy: ``latest`` or ``best_safe``.
         steps: of the policy, and as many of uniform actions; whole episodes, at least one.
         seed: of episodes and samples.
@@ -90,7 +90,8 @@ def run_lab(
     """
     loaded = load(run_dir, policy=policy)
     probe = AgentEnergy(loaded)
-    folder = run_dir / "lab" if out is None else out
+    own_folder = "lab" if policy == "latest" else f"lab_{policy}"
+    folder = run_dir / own_folder if out is None else out
     folder.mkdir(parents=True, exist_ok=True)
     env_id, report = loaded.config.env.id, LabReport()
     say(f"{env_id}, step {loaded.env_step}: running episodes")
@@ -110,7 +111,8 @@ def run_lab(
     )
     _tabulate(report, loaded, probe, own, views, foresight, exact)
     oscillation = run_oscillation(read_rows(run_dir / "metrics.csv"))
-    report.add("oscillation of the multiplier", oscillation.multiplier, "per 1,000 updates")
+    logged = "constraint's unit and scaled reward, as logged, per 1,000 updates"
+    report.add("oscillation of the multiplier", oscillation.multiplier, logged)
     report.add("oscillation of the episode cost", oscillation.cost, "cost per 1,000 updates")
     write_table(report.table, folder / "table.csv")
     for line in format_table(report.table):
@@ -226,12 +228,15 @@ def _tabulate(
 ) -> None:
     limit = loaded.config.constraint.cost_limit
     costs = own.episode_costs
+    report.add("environment step", loaded.env_step, f"{loaded.which} policy")
     report.add("return, stochastic policy", own.episode_returns.mean(), "reward per episode")
     report.add("cost, stochastic policy", costs.mean(), f"cost per episode, limit {limit:g}")
     report.add("episodes over the limit", (costs > limit).mean(), f"share of {len(costs)}")
     report.add("temperature", probe.temperature, "reward")
     _tabulate_multiplier(report, probe, own)
-    _tabulate_states(report, views)
+    augmented = loaded.config.constraint.augmented
+    form = f"rho {probe.penalty_coef:.3g}" + ("" if augmented else ", which this agent has not")
+    _tabulate_states(report, views, form)
     _tabulate_modes(report, count_modes(probe, own.obs))
     for name, seen in zip(("policy", "uniform actions"), foresight, strict=True):
         if seen is None:
@@ -271,7 +276,7 @@ def _tabulate_multiplier(report: LabReport, probe: AgentEnergy, own: Rollouts) -
     report.add(
         "KKT residual by the critic",
         kkt_residual(price[rows], excess, penalty_coef=probe.penalty_coef),
-        "reward per cost",
+        f"reward per cost, at rho {probe.penalty_coef:.3g}",
     )
 
 
@@ -280,16 +285,16 @@ def _mean_q_cost(probe: AgentEnergy, obs: NDArray[np.float32], *, seed: int) -> 
     return float(probe.q_cost(np.tile(obs, (len(actions), 1)), actions).mean())
 
 
-def _tabulate_states(report: LabReport, views: list[StateView]) -> None:
+def _tabulate_states(report: LabReport, views: list[StateView], form: str) -> None:
     plain = np.concatenate([view.curvature.plain.numpy() for view in views])
     augmented = np.concatenate([view.curvature.augmented.numpy() for view in views])
     added = np.concatenate([view.curvature.added.numpy() for view in views])
     unit = "reward per action^2, at samples"
     report.add("smallest curvature, plain", plain.mean(), unit)
-    report.add("smallest curvature, augmented", augmented.mean(), unit)
-    report.add("curvature the penalty adds, largest", added.mean(), unit)
+    report.add("smallest curvature, augmented", augmented.mean(), f"{unit}; {form}")
+    report.add("curvature the penalty adds, largest", added.mean(), f"{unit}; {form}")
     report.add("convex, plain", (plain >= 0).mean(), "share of samples")
-    report.add("convex, augmented", (augmented >= 0).mean(), "share of samples")
+    report.add("convex, augmented", (augmented >= 0).mean(), f"share of samples; {form}")
     errors = [view.error for view in views if view.error is not None]
     if errors:
         report.add(
@@ -309,4 +314,5 @@ def _tabulate_modes(report: LabReport, count: ModeCount | None) -> None:
         return
     visited = f"share of {count.num_states} visited states"
     report.add("several modes in the law of the learnt energy", count.several, visited)
-    report.add("modes reached by samples, where there are several", count.reached, "share of them")
+    basins = "share of their basins"
+    report.add("modes reached by samples, where there are several", count.reached, basins)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from algd.analysis.agent_energy import AgentEnergy
+from algd.analysis.density import grid_points
 from algd.experiments.lab_landscape import label_actions, slice_note, state_title
 from algd.experiments.lab_states import StateView, embed
 from algd.experiments.lab_style import (
@@ -29,7 +30,9 @@ _SCORE_NODES = {1: 201, 2: 15}
 _QUADRATURE = {1: 801, 2: 121}  # nodes of the latent grid for the exact noised score
 _QUADRATURE_SPAN = 4.0
 _CONTOURS = 14
-_DIFFERENCE = 0.01  # of the latent
+# Nodes around each point where the noise is finer than that grid, in units of the noise.
+_LOCAL_NODES = np.linspace(-5.0, 5.0, 21)
+_POINTS_AT_ONCE = 20
 
 
 def draw_trajectories(probe: AgentEnergy, views: list[StateView], path: Path) -> Path:
@@ -44,7 +47,7 @@ def draw_trajectories(probe: AgentEnergy, views: list[StateView], path: Path) ->
             axis.set_title(state_title(view))
         if len(views[0].grid) == 1:
             axes[0, 0].set_ylabel("normalised action")
-            figure.suptitle("Denoising: paths (lines) end on the law of the energy (shade)")
+            figure.suptitle("Denoising: paths (lines) and the law of the learnt energy (shade)")
         else:
             figure.suptitle(
                 "Denoising over the energy (reward): from the prior (open) to the action (full)"
@@ -89,12 +92,11 @@ def noised_score(probe: AgentEnergy, view: StateView, latent: Floats, level: int
     if dim not in _QUADRATURE:
         return None
     axis = np.linspace(-_QUADRATURE_SPAN, _QUADRATURE_SPAN, _QUADRATURE[dim])
-    nodes = np.stack(np.meshgrid(*[axis] * dim, indexing="ij"), -1).reshape(-1, dim)
-    log_clean = _log_clean(probe, view, nodes)
     alpha, sigma = probe.alphas[level], probe.sigmas[level]
     if sigma < 1.5 * (axis[1] - axis[0]):
-        # Noise finer than the grid leaves the law as it is, to that accuracy.
-        return _clean_score(probe, view, latent / alpha) / alpha
+        return _finely_noised_score(probe, view, latent, level)
+    nodes = grid_points((axis,) * dim)
+    log_clean = _log_clean(probe, view, nodes)
     square = np.square(latent[:, None] - alpha * nodes).sum(-1)
     log_weight = log_clean - 0.5 * square / sigma**2
     weight = np.exp(log_weight - log_weight.max(1, keepdims=True))
@@ -102,14 +104,19 @@ def noised_score(probe: AgentEnergy, view: StateView, latent: Floats, level: int
     return (alpha * weight @ nodes - latent) / sigma**2
 
 
-def _clean_score(probe: AgentEnergy, view: StateView, latent: Floats) -> Floats:
-    columns = []
-    for dim in range(latent.shape[1]):
-        shift = np.zeros(latent.shape[1])
-        shift[dim] = _DIFFERENCE
-        ahead, behind = (_log_clean(probe, view, latent + sign * shift) for sign in (1, -1))
-        columns.append((ahead - behind) / (2.0 * _DIFFERENCE))
-    return np.stack(columns, axis=1)
+def _finely_noised_score(probe: AgentEnergy, view: StateView, latent: Floats, level: int) -> Floats:
+    """Return the same by nodes of their own around each latent: E[noise | latent] / sigma."""
+    alpha, sigma = probe.alphas[level], probe.sigmas[level]
+    noise = grid_points((_LOCAL_NODES,) * probe.action_dim)
+    scores = []
+    for first in range(0, len(latent), _POINTS_AT_ONCE):
+        points = latent[first : first + _POINTS_AT_ONCE]
+        nodes = (points[:, None] + sigma * noise) / alpha
+        log_clean = _log_clean(probe, view, nodes.reshape(-1, probe.action_dim))
+        log_weight = log_clean.reshape(nodes.shape[:2]) - 0.5 * np.square(noise).sum(-1)
+        weight = np.exp(log_weight - log_weight.max(1, keepdims=True))
+        scores.append(weight @ noise / weight.sum(1, keepdims=True) / sigma)
+    return np.concatenate(scores)
 
 
 def _log_clean(probe: AgentEnergy, view: StateView, latent: Floats) -> Floats:
@@ -139,7 +146,7 @@ def _paths_over_steps(axis: Any, view: StateView, paths: Floats) -> None:
 
 
 def _paths_over_plane(figure: Any, axis: Any, view: StateView, paths: Floats) -> None:
-    above = view.augmented - view.augmented.min()
+    above = view.own - view.own.min()
     shown = np.minimum(above, np.quantile(above, 0.9))
     filled = axis.contourf(*view.grid, shown.T, levels=_CONTOURS, cmap="viridis")
     figure.colorbar(filled, ax=axis, shrink=0.7, format="%.2g")
@@ -163,7 +170,7 @@ def _score_lines(axis: Any, probe: AgentEnergy, view: StateView, levels: list[in
         axis.plot(latent, learnt, color=colour, label=rf"learnt, $\sigma$ = {sigma:.2g}")
         exact = noised_score(probe, view, points, level)
         if exact is not None:
-            axis.plot(latent, exact[:, 0] * sigma**2, ":", color=colour, label="exact")
+            axis.plot(latent, exact[:, 0] * sigma**2, ":", color=colour, label="law of the energy")
     axis.axhline(0.0, color="black", linewidth=0.4)
     axis.set_xlabel(r"latent $u_t / \alpha_t$, action = tanh(u)")
 

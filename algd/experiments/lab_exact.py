@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from alam.multiplier import StatewiseALaMConfig, StatewiseDualConfig
+from alam.multiplier import FixedConfig, StatewiseALaMConfig, StatewiseDualConfig
 from algd.analysis.agent_energy import AgentEnergy
 from algd.analysis.calibration import relative_l1
 from algd.analysis.exact_answers import ExactAnswer, ExactTables, exact_tables, solve_exact
@@ -66,8 +66,8 @@ class ExactComparison:
 def compare_with_exact(loaded: LoadedPolicy, probe: AgentEnergy) -> ExactComparison | None:
     """Solve the run's task exactly, as the agent poses it: with the threshold it has come to.
 
-    None for any other task, where no multiplier meets the constraint, for CVPO, whose law has the
-    last policy in it, and for state-wise multipliers that a batch hinge averages.
+    None for any other task, where no multiplier meets the constraint or it is fixed, for CVPO,
+    whose law has the last policy in it, and for state-wise multipliers that a batch hinge averages.
     """
     config = loaded.config
     tables = exact_tables(
@@ -75,11 +75,14 @@ def compare_with_exact(loaded: LoadedPolicy, probe: AgentEnergy) -> ExactCompari
         step_limit=probe.threshold,
         cost_discount=config.critics.cost_discount,
         task_limit=config.env.kwargs.get("cost_limit"),
+        episode_length=loaded.task["episode_length"],
     )
     posed = config.critics.cost_target == "discounted" and config.policy.kind != "cvpo"
     if tables is None or not posed:
         return None
     multiplier = config.multiplier
+    if isinstance(multiplier, FixedConfig):  # its law is not that of the constrained problem
+        return None
     statewise = isinstance(multiplier, StatewiseALaMConfig | StatewiseDualConfig)
     # A batch hinge weighs all violations alike, in the end by the multiplier: a plain Lagrangian.
     batch = config.constraint.augmented and config.constraint.hinge == "batch"
@@ -117,7 +120,7 @@ def _hard_multiplier(config: ExperimentConfig, tables: ExactTables) -> Floats:
         task = BanditTask(action_dim=len(tables.grid), cost_limit=limit)
         return task.optimal_multiplier(tables.obs[:, 0])
     if name == "AnalyticFinite":
-        finite = FiniteTask(cost_limit=limit)
+        finite = FiniteTask(cost_limit=limit, horizon=tables.horizon)
         return solve_statewise(finite, discount=config.critics.discount).multiplier
     return np.full(len(tables.obs), np.nan)
 

@@ -38,7 +38,8 @@ def draw_energies(views: list[StateView], path: Path, *, exact: list[Floats] | N
     Args:
         views: states.
         path: of the png.
-        exact: the true energy on each view's grid, up to a constant, where it is known (1-D).
+        exact: the true energy on each view's grid, in the form that the agent samples from, up to
+            a constant, where it is known (1-D).
     """
     one_dimensional = len(views[0].grid) == 1
     with paper_style():
@@ -62,7 +63,7 @@ def draw_energies(views: list[StateView], path: Path, *, exact: list[Floats] | N
         else:
             figure.suptitle(
                 "White: samples; star: minimum. Energy above its minimum (reward)"
-                + slice_note(views[0])
+                + slice_note(views[0], of_samples=", but free in samples")
             )
         return save(figure, path)
 
@@ -90,7 +91,8 @@ def draw_laws(views: list[StateView], path: Path, *, exact: list[Floats] | None 
         _legend_below(figure, axes[0, 0])
         if len(views[0].grid) > 1:
             figure.suptitle(
-                "Boltzmann law of the agent's energy and samples" + slice_note(views[0])
+                "Boltzmann law of the agent's energy and samples"
+                + slice_note(views[0], of_samples=", but free in samples")
             )
         return save(figure, path)
 
@@ -109,10 +111,10 @@ def state_title(view: StateView) -> str:
     return f"{where}$\\lambda$(s) {price}"
 
 
-def slice_note(view: StateView) -> str:
-    """Say what is held fixed in a slice."""
+def slice_note(view: StateView, *, of_samples: str = "") -> str:
+    """Say what is held fixed in a slice, and of samples that are drawn on it that it is not."""
     held = len(view.mode) - len(view.grid)
-    return f"; the other {held} action entries at the mode" if held else ""
+    return f"; the other {held} action entries at the mode{of_samples}" if held else ""
 
 
 def label_actions(axis: Any, view: StateView) -> None:
@@ -128,7 +130,7 @@ def _energy_lines(axis: Any, view: StateView, exact: Floats | None) -> None:
     actions = view.grid[0]
     lines = [("plain Lagrangian", view.plain, GREY, "--"), ("augmented", view.augmented, BLUE, "-")]
     if exact is not None:
-        lines.append(("exact augmented", exact, ORANGE, ":"))
+        lines.append(("exact, in the agent's own form", exact, ORANGE, ":"))
     for label, values, colour, style in lines:
         axis.plot(actions, values - values.min(), color=colour, linestyle=style, label=label)
     axis.plot(
@@ -218,6 +220,6 @@ def _law_title(view: StateView) -> str:
     covered = int(view.coverage.covered.sum())
     distance = view.error
     return (
-        f"{lines}\nmodes reached {covered}/{view.modes.num_modes}, "
+        f"{lines}\nbasins reached {covered}/{view.modes.num_modes}, "
         f"TV {distance.total_variation:.2f}"
     )

@@ -35,8 +35,8 @@ class StateView:
 
     obs: (O,) raw. multiplier: lambda(s), reward per cost. mode: (A,) deterministic action.
     samples: (n, A) of the stochastic policy. grid: axes of the slice, actions 0 and 1 where there
-    are more than two, the others held at ``mode``. plain, augmented: energies on the grid, in
-    reward. density: Boltzmann law of the agent's own energy on the slice.
+    are more than two, the others held at ``mode``. own, plain, augmented: energies on the grid, in
+    reward; ``own`` is that whose law the agent is to sample. density: that law on the slice.
     modes, coverage, error: of that law and its samples, None where the slice is not the whole box.
     curvature: of both energies at samples of the policy.
     """
@@ -46,6 +46,7 @@ class StateView:
     mode: Floats
     samples: Floats
     grid: Grid
+    own: Floats
     plain: Floats
     augmented: Floats
     density: Floats
@@ -80,6 +81,7 @@ def view_state(probe: AgentEnergy, obs: NDArray[np.float32], *, seed: int = 0) -
         mode=mode,
         samples=samples,
         grid=grid,
+        own=own.reshape(shape),
         plain=probe.energy(obs, actions, "plain").reshape(shape),
         augmented=probe.energy(obs, actions, "augmented").reshape(shape),
         density=density,

@@ -8,6 +8,7 @@ takes a second.
 
 import csv
 import io
+import json
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -252,6 +253,10 @@ def _checked(config: dict[str, Any], source: str) -> dict[str, Any]:
         if not holds:
             got = config.get(key, "nothing")
             raise _UnreadableRunError(f"{source}: {key} must be {wanted}, got {got!r}")
+    try:  # what cannot be written anywhere
+        json.dumps(config, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError as error:
+        raise _UnreadableRunError(f"{source} holds text that is no Unicode: {error}") from error
     return config
 
 

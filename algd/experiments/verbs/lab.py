@@ -14,7 +14,12 @@ def run(arguments: list[str]) -> int:
         "denoising paths,\nscore field, multiplier map, calibration. Writes png files and a table.",
     )
     parser.add_argument("run_dir", type=Path, metavar="RUN_DIR")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="default RUN_DIR/lab")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="default RUN_DIR/lab, of best_safe RUN_DIR/lab_best_safe",
+    )
     parser.add_argument("--policy", choices=POLICIES, default="latest", help="default latest")
     parser.add_argument(
         "--steps",
