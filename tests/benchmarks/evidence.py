@@ -87,7 +87,7 @@ def of_run(run: RunData) -> StoredRun:
         for index, step in enumerate(series[0].steps):
             values = [repr(float(one.values[index])) if len(one.steps) else "" for one in series]
             rows.append((kind, str(step), *values))
-    return StoredRun(about, tuple(rows))
+    return StoredRun(json.loads(json.dumps(about)), tuple(rows))  # as it is read back
 
 
 def to_text(stored: StoredRun) -> str:

@@ -68,6 +68,17 @@ def test_a_run_that_repeats_equals_its_stored_rows_and_another_does_not(
     assert "nothing to compare" in capsys.readouterr().out
 
 
+def test_what_is_kept_is_read_back_equal_and_may_be_kept_again(
+    finished: Path, stored: Path
+) -> None:
+    path = stored / "100/AnalyticBandit1-v0,fac,s0.csv"
+    before = path.read_text()
+    run = next(run for run in evidence._finished([finished]) if run.about["base"] == "fac")
+    assert evidence.from_text(evidence.to_text(run)) == run
+    assert evidence.keep([finished]) == 0
+    assert path.read_text() == before
+
+
 def test_a_stored_run_is_not_replaced_by_one_of_another_configuration(
     finished: Path, stored: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
