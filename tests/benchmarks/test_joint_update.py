@@ -216,6 +216,7 @@ def test_an_agent_updated_alone_while_joined_is_noticed() -> None:
 def test_episode_costs_reach_the_multiplier_of_their_own_seed() -> None:
     together = agents_of("sac_lag", **{"multiplier.signal": "episode", "multiplier.interval": 1})
     joint = join(together)
+    joint.update(batch_of(1))  # episodes before the first update are of the warm-up
     together[1].observe_episode_cost(1000.0)
     metrics = joint.update(batch_of(0))
     values = metrics["train/multiplier"].tolist()
