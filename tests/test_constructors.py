@@ -57,6 +57,8 @@ RISK = CriticConfig(cost_target="reachability")
         (EvaluationConfig, "mode", "Deterministic", "one of 'deterministic', 'stochastic'"),
         (SACConfig, "multiplier", "scalar_pid", "a FixedConfig or a ScalarDualConfig"),
         (ALGDConfig, "policy", GaussianPolicyConfig(), "got a GaussianPolicyConfig"),
+        (ExperimentConfig, "seed", "3", "a whole number, got '3'"),
+        (ExperimentConfig, "env", "SafetyPointGoal1-v0", "a EnvConfig, got 'SafetyPointGoal1-v0'"),
     ],
 )
 def test_a_value_of_another_type_or_word_is_one_line(

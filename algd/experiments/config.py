@@ -7,11 +7,12 @@ dump is run_dir/config.yaml, from which the same run can be repeated.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 import torch
 from pydantic import Discriminator
 
+from alam.config import Config
 from alam.critics import CriticConfig
 from alam.cvpo import CVPOAgent, CVPOConfig, CVPOPolicyConfig
 from alam.gaussian import GaussianPolicyConfig
@@ -38,7 +39,7 @@ TrainedAgent = SACAgent | ALGDAgent | CVPOAgent
 
 
 @dataclass(frozen=True)
-class ExperimentConfig:
+class ExperimentConfig(Config):
     """Everything that determines a run.
 
     seed: of weights, exploration, minibatches and environments, in [0, 2^32).
@@ -58,9 +59,8 @@ class ExperimentConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
-    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
-
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.seed <= _MAX_SEED:
             raise ValueError(f"seed must be in [0, {_MAX_SEED}], got {self.seed}")
         if self.train.overlap and self.env.vector != "subprocess":

@@ -24,7 +24,8 @@ class TrainConfig(Config):
         of the step before; the policy then acts one step behind its updates. Reproducible, too.
     initial_updates_per_step, initial_steps: another pace for the first steps (null, 0: none).
     final_learning_rate: share of every optimiser's learning rate that is left at the end; from
-        ``learning_starts`` on they fall linearly to it. 1 keeps them constant.
+        ``learning_starts`` on they fall linearly to it. 1 keeps them constant. The control laws
+        of scalar multipliers, projected dual ascent among them, keep theirs.
     reward_scale: multiplies rewards before the critics see them; reported returns are not scaled.
     normalize_reward: divides rewards, before reward_scale, by the running deviation of the
         discounted return, saved with the policy.
