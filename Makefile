@@ -1,7 +1,7 @@
 # make train   build the environment, then train ALGD on SafetyPointGoal1-v0 (ARGS="--seed=1" to change things)
 # make test    build the environment, then run the tests          (ARGS="-m learning" to choose others)
 # make bench   how fast the updates are, against plain references and floors (ARGS="--rounds 30")
-# make reproduce TASK=SafetyHopperVelocity-v1 SEEDS=1   a part of the benchmark, compared with the stored rows
+# make reproduce TASK=SafetyPointGoal1-v0 SEEDS=1   a part of the benchmark, compared with the stored rows
 #              (AGENT=sac_alam for one algorithm; TASK= for all tasks; SWEEP=long for 300,000 steps;
 #              it continues where it was stopped)
 # make lint    ruff and pyright          make lock   resolve the pins again (ARGS=--upgrade for newer ones)
@@ -18,7 +18,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
 ARGS ?=
-TASK ?= SafetyHopperVelocity-v1
+TASK ?= SafetyPointGoal1-v0
 AGENT ?=
 SEEDS ?= 1
 SWEEP ?= safety_gymnasium

@@ -1,7 +1,7 @@
 """What passes between the parts: a batch of transitions, metrics, and the shape of an agent.
 
-Legend of dimensions, used in every annotation: B batch, O observation, A action, E ensemble
-member, S score sample, T denoising step, N environment.
+Legend of dimensions, where a docstring says nothing else: B batch, O observation, A action, E
+ensemble member, S score sample, T denoising step, N environment.
 """
 
 from typing import Any, NamedTuple, Protocol

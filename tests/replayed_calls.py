@@ -1,6 +1,6 @@
 """What a CUDA graph does to an update, on a CPU: kernels again in the same memory, Python never.
 
-``record`` stands in for ``alam.captured.capture_on_cuda``. It notes every operation below autograd
+``record`` stands in for ``alam.captured.CUDACapture``. It notes every operation below autograd
 while a body runs, and repeats exactly those on the same tensors. So what Python decided, counted or
 held as a number when the body ran stays as it was, as in a graph.
 """

@@ -98,13 +98,19 @@ def test_shares_of_seeds_that_agree_have_wilsons_interval() -> None:
 
 
 def test_the_csv_reads_back(tmp_path: Path) -> None:
-    rows = tabulate(PAIR, [result("off", k, {"cost": 1.5 + k}) for k in range(2)])
+    measured = [{"cost": 1.5 + k, "violations": 0.25 + 0.5 * k} for k in range(2)]
+    rows = tabulate(PAIR, [result("off", k, values) for k, values in enumerate(measured)])
     write_csv(rows, tmp_path / "table.csv")
     with (tmp_path / "table.csv").open(newline="") as stream:
-        (row,) = csv.DictReader(stream)
-    assert (row["task"], row["variant"], row["measure"]) == ("one", "off", "cost")
-    assert float(row["mean"]) == 2.0
-    assert float(row["low"]) == rows[0].value.low
+        lines = {line["measure"]: line for line in csv.DictReader(stream)}
+    assert {name: float(line["mean"]) for name, line in lines.items()} == {
+        "cost": 2.0,
+        "violations": 0.5,
+    }
+    for row in rows:
+        line = lines[row.measure.name]
+        assert (line["task"], line["variant"]) == ("one", "off")
+        assert (float(line["low"]), float(line["high"])) == (row.value.low, row.value.high)
 
 
 @pytest.mark.parametrize("name", AXES)

@@ -223,7 +223,7 @@ def share_interval(strata: Strata, *, confidence: float = _CONFIDENCE) -> Interv
         return _wilson(share, t2 * inverse)
     # Of the mean, by the spread of all tasks together: three runs of 0 do not tell a spread of 0.
     variance = sum(len(scores) * scores.var() for scores in strata) / freedom * inverse
-    squared = t2 * variance
+    squared = t2 * float(variance)
     if len(strata) > 1:  # spreads may differ between tasks
         squared = max(squared, float(_student_half(strata, confidence)) ** 2)
     return _wilson(share, min(squared / binomial, t2 * inverse * runs / freedom))

@@ -1,7 +1,7 @@
 """Temperature of the Gibbs law: raw, relative to the energy's own scale, or tuned to an entropy.
 
 In: energies or samples. Out: a positive scalar on the device. The scale of the critics changes over
-training, so that a raw temperature means a different policy every hour.
+training, so that a raw temperature means a different policy as training proceeds.
 """
 
 import math

@@ -98,7 +98,7 @@ CLAIMS: dict[str, tuple[str, ...]] = {
     "better conditioned": ("curvature", "convex"),
     "samples better": ("tv_exact", "tv_law", "w1_exact"),
     "oscillates less": ("multiplier_tv", "cost_tv"),
-    "violates less": ("excess", "violations", "training_violations"),
+    "violates less": ("excess", "violations", "infeasible", "training_violations"),
 }
 
 

@@ -68,6 +68,29 @@ def test_a_run_that_repeats_equals_its_stored_rows_and_another_does_not(
     assert "nothing to compare" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("away", "code"), [(4.9, 0), (5.1, 1), (-4.9, 0), (-5.1, 1)])
+def test_a_run_of_another_processor_is_held_against_what_the_stored_seeds_predict(
+    away: float, code: int, finished: Path, stored: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Seeds at -1, 0 and 1 predict a further run within t_2 sqrt(1 + 1/3) = 4.97."""
+    path = stored / "100/AnalyticBandit1-v0,fac,s0.csv"
+    first = evidence.from_text(path.read_text())
+    here = evidence.as_run(first).metrics["eval/return"].values[-1]
+    (place,) = (k for k, row in enumerate(first.rows) if row[:2] == ("evaluation", "100"))
+    for seed in range(3):
+        value = repr(float(here) + away + seed - 1)
+        rows = list(first.rows)
+        rows[place] = (*rows[place][:2], value, *rows[place][3:])
+        about = first.about | {"processor": "another"}
+        about["config"] = first.about["config"] | {"seed": seed}
+        one = first._replace(about=about, rows=tuple(rows))
+        (stored / one.name).write_text(evidence.to_text(one))
+    assert evidence.check([finished]) == code
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "fac,s0" in line)
+    assert ("differs by more" in line) == bool(code)
+    assert ("another processor, as expected" in line) != bool(code)
+
+
 def test_what_is_kept_is_read_back_equal_and_may_be_kept_again(
     finished: Path, stored: Path
 ) -> None:
