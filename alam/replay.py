@@ -6,7 +6,6 @@ that a sample costs one indexed read. The memory is reserved, and touched only a
 """
 
 import mmap
-from collections.abc import Sequence
 from contextlib import suppress
 
 import numpy as np
@@ -44,7 +43,6 @@ class ReplayBuffer:
         obs_dim, action_dim: widths of observation and action.
         device: where batches live. On a CPU the table is shared with numpy; elsewhere rows are
             copied over as they are added.
-        table: memory of its rows, on the device; None reserves it.
 
     ``total_added`` counts every transition ever added; row number n lives in slot n % capacity.
     """
@@ -56,7 +54,6 @@ class ReplayBuffer:
         action_dim: int,
         *,
         device: torch.device | str = "cpu",
-        table: Float[Tensor, "N W"] | None = None,
     ) -> None:
         if capacity < 1:
             raise ValueError(f"capacity must be >= 1, got {capacity}")
@@ -65,7 +62,7 @@ class ReplayBuffer:
         self.action_dim = action_dim
         self.total_added = 0
         self.widths = [obs_dim, action_dim, 1, 1, obs_dim, 1]
-        self.table = reserve(capacity, sum(self.widths), device) if table is None else table
+        self.table = reserve(capacity, sum(self.widths), device)
 
     def __len__(self) -> int:
         return min(self.total_added, self.capacity)
@@ -150,50 +147,3 @@ class ReplayBuffer:
         return Batch(
             obs, action, reward.squeeze_(-1), cost.squeeze_(-1), next_obs, terminated.squeeze_(-1)
         )
-
-
-class JointReplay:
-    """The replay buffers of several seeds, side by side in one table.
-
-    ``buffers`` are ordinary ones, one per seed, and are filled as such. Their batches are drawn as
-    each would draw its own, and read at once.
-
-    Args:
-        num_seeds: Z.
-        capacity: rows kept per seed.
-        obs_dim, action_dim: widths of observation and action.
-        device: where batches live.
-    """
-
-    def __init__(
-        self,
-        num_seeds: int,
-        capacity: int,
-        obs_dim: int,
-        action_dim: int,
-        *,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        if num_seeds < 1:
-            raise ValueError(f"num_seeds must be >= 1, got {num_seeds}")
-        if capacity < 1:
-            raise ValueError(f"capacity must be >= 1, got {capacity}")
-        width = 2 * obs_dim + action_dim + 3
-        self.table = reserve(num_seeds * capacity, width, device)
-        self.buffers = [
-            ReplayBuffer(capacity, obs_dim, action_dim, device=device, table=rows)
-            for rows in self.table.split(capacity)
-        ]
-
-    def sample(self, batch_size: int, generators: Sequence[torch.Generator]) -> Batch:
-        """Draw ``batch_size`` rows of every seed by its own generator; leading dimension Z."""
-        pairs = zip(self.buffers, generators, strict=True)
-        return self.read(
-            torch.stack([buffer.draw_slots(batch_size, stream) for buffer, stream in pairs])
-        )
-
-    def read(self, slots: Int[Tensor, "Z B"]) -> Batch:
-        """Return the rows in these places of every seed's buffer."""
-        first = torch.arange(len(self.buffers), device=slots.device) * self.buffers[0].capacity
-        rows = self.table.index_select(0, (slots + first.unsqueeze(-1)).flatten())
-        return self.buffers[0].unpack(rows.unflatten(0, slots.shape))

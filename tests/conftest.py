@@ -6,6 +6,7 @@ where pytest arrives before it collects anything.
 
 import os
 import signal
+from collections.abc import Iterator
 
 # A job started in the background by a shell ignores Ctrl-C, and so would the programs under test.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -34,6 +35,17 @@ def _one_torch_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def float64() -> Iterator[None]:
+    """Build and compute in double precision, for comparisons to 1e-9 and closer."""
+    import torch
+
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)
 
 
 @pytest.fixture

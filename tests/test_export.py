@@ -20,7 +20,7 @@ from algd.experiments import export_onnx as onnx_module
 from algd.experiments.cli import main
 from algd.experiments.config import ExperimentConfig, dump_yaml, load_config
 from algd.experiments.export import export_run, visited_observations
-from algd.experiments.export_card import cost_statistics, wilson_interval
+from algd.experiments.export_card import cost_statistics
 from algd.experiments.export_onnx import DeployedPolicy, export_onnx, parity
 from algd.experiments.yaml_files import parse_yaml
 from algd.training.checkpoint import CheckpointStore, claim_run_dir
@@ -294,14 +294,6 @@ def test_cost_statistics_of_known_episodes() -> None:
     deviation = np.sqrt((15 * 11.5**2 + 3 * 18.5**2 + 38.5**2 + 78.5**2) / 19)
     assert s.cost_std == pytest.approx(deviation)
     assert s.cost_half_width == pytest.approx(1.96 * deviation / np.sqrt(20), rel=1e-4)
-
-
-def test_wilson_intervals_of_the_tables() -> None:
-    # Newcombe 1998, table I: 81 of 263, 15 of 148, 0 of 20, 1 of 29
-    expected = {(81, 263): (0.2553, 0.3662), (15, 148): (0.0624, 0.1605)}
-    expected |= {(0, 20): (0.0, 0.1611), (1, 29): (0.0061, 0.1718)}
-    for (hits, count), interval in expected.items():
-        assert wilson_interval(hits / count, count) == pytest.approx(interval, abs=6e-5)
 
 
 def test_one_episode_has_no_deviation() -> None:

@@ -298,6 +298,12 @@ def _wilson(share: float, k: float) -> Interval:
     return Interval(share, min(share, max(0.0, middle - half)), max(share, min(1.0, middle + half)))
 
 
+def whiskers(intervals: Sequence[Interval]) -> np.ndarray:
+    """Return distances (2, n) to both ends, NaN where an end is unknown: nothing is drawn there."""
+    ends = np.array([(one.estimate - one.low, one.high - one.estimate) for one in intervals]).T
+    return np.maximum(ends, 0.0)
+
+
 def _cut(estimate: float, low: float, high: float, bounds: tuple[float, float]) -> Interval:
     return Interval(estimate, max(low, bounds[0]), min(high, bounds[1]))
 

@@ -84,7 +84,7 @@ class Levels(NamedTuple):
 
 
 def closed_form_levels(config: ScheduleConfig) -> Levels:
-    """Return the levels from their formulas, for machines without diffusers."""
+    """Return the levels to 1e-4 from their formulas; checks need no import of diffusers (seconds)."""
     steps = config.num_train_timesteps
     if config.kind == "ve":
         ends = np.log([config.sigma_min, config.sigma_max])
@@ -104,8 +104,8 @@ def closed_form_levels(config: ScheduleConfig) -> Levels:
     return Levels(np.sqrt(alphas_cumprod), np.sqrt(1.0 - alphas_cumprod))
 
 
-def diffusers_levels(config: ScheduleConfig) -> Levels:
-    """Return the levels that diffusers' schedulers hold; imports diffusers (seconds)."""
+def noise_levels(config: ScheduleConfig) -> Levels:
+    """Return the levels that diffusers' schedulers hold."""
     steps = config.num_train_timesteps
     if config.kind == "ve":
         from diffusers.schedulers.scheduling_sde_ve import ScoreSdeVeScheduler
@@ -124,14 +124,6 @@ def diffusers_levels(config: ScheduleConfig) -> Levels:
     )
     alphas_cumprod = scheduler.alphas_cumprod.double().numpy()
     return Levels(np.sqrt(alphas_cumprod), np.sqrt(1.0 - alphas_cumprod))
-
-
-def noise_levels(config: ScheduleConfig) -> Levels:
-    """Return diffusers' levels, or the same numbers from their formulas where it is missing."""
-    try:
-        return diffusers_levels(config)
-    except ImportError:
-        return closed_form_levels(config)
 
 
 def reverse_coefficients(alphas: np.ndarray, sigmas: np.ndarray, sampler: Sampler) -> np.ndarray:

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from algd.analysis.statistics import whiskers
 from algd.experiments.ablation import Axis
 from algd.experiments.ablation_table import Row
-from algd.experiments.lab_style import (
+from algd.experiments.figure_style import (
     BLACK,
     GREY,
     ONE_COLUMN,
@@ -133,14 +134,11 @@ def _draw_panel(axis: Axis, panel: Any, rows: Sequence[Row], *, last: bool) -> N
         names = [v.name for v in members]
         on_a_scale = len(members) > 1 and all(v.position is not None for v in members)
         values = [by_name[name].value for name in names]
-        means = [value.estimate for value in values]
-        below = [value.estimate - value.low for value in values]
-        above = [value.high - value.estimate for value in values]
         shift = 0.08 * (index - 0.5 * (len(groups) - 1))
         panel.errorbar(
             [places[name] + shift for name in names],
-            means,
-            yerr=(below, above),
+            [value.estimate for value in values],
+            yerr=whiskers(values),
             fmt="o-" if on_a_scale else "s",
             markersize=3,
             linewidth=0.8,

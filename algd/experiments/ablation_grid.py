@@ -64,7 +64,7 @@ def ablate(
         UserError: no such variant, or the folder holds other settings.
     """
     from algd.experiments.ablation_figures import draw_ablation
-    from algd.experiments.lab_style import paper_style
+    from algd.experiments.figure_style import paper_style
 
     with paper_style():  # says at once where matplotlib is missing
         axis = _part(AXES[axis_name], variants)

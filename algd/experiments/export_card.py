@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from algd.analysis.statistics import proportion_interval
 from algd.experiments.yaml_files import write_yaml
 from algd.training.evaluation import EvaluationResult, Mode
 from algd.training.load import LoadedPolicy
@@ -56,8 +57,7 @@ def cost_statistics(
     costs, returns = np.array(result.costs), np.array(result.returns)
     count = len(costs)
     worst = np.sort(costs)[-math.ceil(_TAIL * count) :]
-    within = float((costs <= cost_limit).mean())
-    low, high = wilson_interval(within, count)
+    within, low, high = proportion_interval(int((costs <= cost_limit).sum()), count)
     deviation = float(costs.std(ddof=1)) if count > 1 else 0.0
     return CostStatistics(
         episodes=count,
@@ -78,15 +78,6 @@ def cost_statistics(
         within_limit_low=low,
         within_limit_high=high,
     )
-
-
-def wilson_interval(share: float, count: int) -> tuple[float, float]:
-    """Return the 95 % score interval of a binomial share (Wilson 1927)."""
-    z2 = _NORMAL_95**2
-    center = (share + z2 / (2 * count)) / (1 + z2 / count)
-    spread = _NORMAL_95 * math.sqrt(share * (1 - share) / count + z2 / (4 * count**2))
-    half = spread / (1 + z2 / count)
-    return max(0.0, center - half), min(1.0, center + half)
 
 
 def model_card(

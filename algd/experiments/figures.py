@@ -11,17 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from algd.analysis.statistics import Interval, bootstrap_band, interquartile_mean
+from algd.analysis.statistics import bootstrap_band, interquartile_mean, whiskers
 from algd.experiments.compare import ALL_ENVIRONMENTS, COST, RETURN, Comparison, Row
 from algd.experiments.compare_groups import cut_label
+from algd.experiments.figure_style import PALETTE
 from algd.experiments.run_data import Series
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette, told apart by colour-blind readers; its yellow is too pale for lines.
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _DASHES = ("-", "--", ":", "-.")
 _LIMIT_COLOR = "#B00020"
 _DPI = 150
@@ -106,8 +105,8 @@ def plane_figure(comparison: Comparison) -> "Figure":
         axes.errorbar(
             [cost.estimate],
             [value.estimate],
-            xerr=_whiskers([cost]),
-            yerr=_whiskers([value]),
+            xerr=whiskers([cost]),
+            yerr=whiskers([value]),
             fmt="o",
             color=color,
             label=_label(row, k),
@@ -137,7 +136,7 @@ def ablation_figure(comparison: Comparison) -> "Figure":
         axes.barh(
             places,
             [interval.estimate for interval in intervals],
-            xerr=_whiskers(intervals),
+            xerr=whiskers(intervals),
             color=[_look(k)[0] for k in range(len(rows))],
             alpha=0.8,
             height=0.65,
@@ -236,12 +235,6 @@ def _legend_below(figure: "Figure", axes: "Axes") -> None:
         ncols=2 if longest < _TWO_COLUMNS else 1,
         frameon=False,
     )
-
-
-def _whiskers(intervals: Sequence[Interval]) -> np.ndarray:
-    """Return distances (2, n) to both ends, NaN where an end is unknown: nothing is drawn there."""
-    ends = np.array([(one.estimate - one.low, one.high - one.estimate) for one in intervals]).T
-    return np.maximum(ends, 0.0)
 
 
 def _look(k: int) -> tuple[str, str]:

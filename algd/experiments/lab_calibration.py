@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 
 from algd.analysis.agent_energy import AgentEnergy
 from algd.analysis.calibration import CriticCalibration, auroc, critic_calibration, rank_correlation
-from algd.experiments.lab_rollouts import Rollouts
-from algd.experiments.lab_style import (
+from algd.experiments.figure_style import (
     BLUE,
     GREEN,
     GREY,
@@ -24,6 +23,7 @@ from algd.experiments.lab_style import (
     paper_style,
     save,
 )
+from algd.experiments.lab_rollouts import Rollouts
 
 Floats = NDArray[np.float64]
 

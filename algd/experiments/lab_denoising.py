@@ -11,9 +11,7 @@ from numpy.typing import NDArray
 
 from algd.analysis.agent_energy import AgentEnergy
 from algd.analysis.density import grid_points
-from algd.experiments.lab_landscape import label_actions, slice_note, state_title
-from algd.experiments.lab_states import StateView, embed
-from algd.experiments.lab_style import (
+from algd.experiments.figure_style import (
     BLUE,
     ORANGE,
     TWO_COLUMNS,
@@ -21,6 +19,8 @@ from algd.experiments.lab_style import (
     paper_style,
     save,
 )
+from algd.experiments.lab_landscape import label_actions, slice_note, state_title
+from algd.experiments.lab_states import StateView, embed
 
 Floats = NDArray[np.float64]
 

@@ -20,8 +20,7 @@ from algd.analysis.sampling_error import sampling_error
 from algd.environments.analytic_bandit import BanditTask
 from algd.environments.analytic_finite import FiniteTask
 from algd.experiments.config import ExperimentConfig
-from algd.experiments.lab_multiplier import PRICE
-from algd.experiments.lab_style import (
+from algd.experiments.figure_style import (
     BLACK,
     ONE_COLUMN,
     SKY,
@@ -29,6 +28,7 @@ from algd.experiments.lab_style import (
     paper_style,
     save,
 )
+from algd.experiments.lab_multiplier import PRICE
 from algd.training.load import LoadedPolicy
 
 Floats = NDArray[np.float64]

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from algd.experiments.lab_states import StateView
-from algd.experiments.lab_style import (
+from algd.experiments.figure_style import (
     BLACK,
     BLUE,
     GREEN,
@@ -22,6 +21,7 @@ from algd.experiments.lab_style import (
     paper_style,
     save,
 )
+from algd.experiments.lab_states import StateView
 
 Floats = NDArray[np.float64]
 

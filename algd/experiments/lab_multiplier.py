@@ -13,9 +13,7 @@ from numpy.typing import NDArray
 
 from algd.analysis.agent_energy import AgentEnergy
 from algd.environments.make import EnvConfig, make_env
-from algd.experiments.lab_arena import Arena, arena_observations, read_arena
-from algd.experiments.lab_rollouts import Rollouts
-from algd.experiments.lab_style import (
+from algd.experiments.figure_style import (
     BLUE,
     GREY,
     ONE_COLUMN,
@@ -25,6 +23,8 @@ from algd.experiments.lab_style import (
     paper_style,
     save,
 )
+from algd.experiments.lab_arena import Arena, arena_observations, read_arena
+from algd.experiments.lab_rollouts import Rollouts
 
 Floats = NDArray[np.float64]
 

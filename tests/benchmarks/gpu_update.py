@@ -33,7 +33,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from alam.acting import KeptSampler
 from alam.captured import CapturedUpdates
 from alam.networks import EnsembleMLP
-from alam.replay import JointReplay
+from alam.replay import ReplayBuffer
 from alam.types import Batch
 from algd.diffusion.joint import join
 
@@ -71,7 +71,7 @@ def launches(*agents: Agent) -> Launches:
     with patch.object(EnsembleMLP, "written_out", return_value=False):
         steps = StepUpdates(*agents, updates=2, rows=1000)
         steps.run()  # the optimisers build their state
-        batch = steps.replay.sample(BATCH, steps.sampling)
+        batch = steps.sample()
         with Launches() as counted:
             steps.update(batch)
     return counted
@@ -100,10 +100,10 @@ class StepUpdates:
         self.updates = updates
         device = agents[0].device
         self.sampling = [torch.Generator(device=device).manual_seed(1) for _ in agents]
-        self.replay = JointReplay(len(agents), rows, OBS, ACTION, device=device)
-        self.replay.table.normal_(generator=self.sampling[0])
-        for buffer in self.replay.buffers:
-            buffer.total_added = rows
+        self.replays = [ReplayBuffer(rows, OBS, ACTION, device=device) for _ in agents]
+        for replay in self.replays:
+            replay.table.normal_(generator=self.sampling[0])
+            replay.total_added = rows
         self.update: Callable[[Batch], object] = partial(update_alone, agents)
         if len(agents) == 1 and captured:
             self.update = partial(update_alone, [CapturedUpdates(agents[0])])
@@ -114,9 +114,15 @@ class StepUpdates:
     def run(self) -> None:
         """Take all updates of the step."""
         for _ in range(self.updates):
-            batch = self.replay.sample(BATCH, self.sampling)
-            # As graphs hold it: columns of a row lie apart, and products of those round otherwise.
-            self.update(Batch(*(column.contiguous() for column in batch)))
+            self.update(self.sample())
+
+    def sample(self) -> Batch:
+        """Draw the rows of every agent, as ``algd.training.lockstep`` does."""
+        drawn = [
+            one.sample(BATCH, stream)
+            for one, stream in zip(self.replays, self.sampling, strict=True)
+        ]
+        return Batch(*map(torch.stack, zip(*drawn, strict=True)))
 
 
 def milliseconds(call: Callable[[], None], *, calls: int) -> float:

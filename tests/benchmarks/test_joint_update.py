@@ -22,7 +22,6 @@ from benchmarks.pairs import (
 )
 from torch import Tensor
 
-from alam.replay import JointReplay, ReplayBuffer
 from alam.types import Batch, Metrics
 from algd.diffusion.joint import join
 from algd.experiments.config import load_config, make_agent
@@ -256,7 +255,8 @@ def test_the_updates_of_a_step_on_stacked_replays_equal_the_lone_ones() -> None:
         for joined in (False, True)
     )
     for steps in (alone, together):
-        steps.replay.table = steps.replay.table.double()
+        for replay in steps.replays:
+            replay.table = replay.table.double()
     for steps in (alone, together):
         steps.run()
     for actual, expected in zip(together.agents, alone.agents, strict=True):
@@ -286,18 +286,3 @@ def test_what_cannot_be_updated_together_is_refused_in_one_line() -> None:
             join(agents)
         assert "\n" not in str(error.value)
     join([first, second])
-
-
-def test_a_joint_replay_draws_what_each_buffer_would_draw_alone() -> None:
-    joint = JointReplay(SEEDS, 50, OBS, ACTION)
-    alone = [ReplayBuffer(50, OBS, ACTION) for _ in range(SEEDS)]
-    for seed in range(SEEDS):
-        for buffer in (joint.buffers[seed], alone[seed]):
-            for part in range(seed + 1):  # 30, 60 and 90 rows: two rings have come round
-                rows = make_batch(30, seed=10 * seed + part)
-                buffer.add(*(column.numpy() for column in rows))
-    streams, same = ([torch.Generator().manual_seed(s) for s in range(SEEDS)] for _ in range(2))
-    batch = joint.sample(16, streams)
-    for seed, (buffer, stream) in enumerate(zip(alone, same, strict=True)):
-        for drawn, expected in zip(batch, buffer.sample(16, stream), strict=True):
-            assert torch.equal(drawn[seed], expected)

@@ -1,4 +1,4 @@
-"""How the pictures of the lab and of ablations look: readable in the column of a paper.
+"""How figures look: readable in the column of a paper.
 
 In: nothing, or a figure. Out: matplotlib settings for a while, and a png. Widths are those of one
 and two columns of a two-column paper, in inches; text is 8 points at that size.
