@@ -15,8 +15,8 @@ from alam.lagrangian import (
     cost_threshold,
     dual_target,
 )
-from alam.multiplier import (
-    MULTIPLIERS,
+from alam.multiplier import MULTIPLIERS, make_multiplier
+from alam.multiplier_config import (
     FixedConfig,
     MultiplierConfig,
     ScalarADRCConfig,
@@ -24,7 +24,6 @@ from alam.multiplier import (
     ScalarPIDConfig,
     StatewiseALaMConfig,
     StatewiseDualConfig,
-    make_multiplier,
 )
 from alam.replay import ReplayBuffer
 from alam.sac import SACAgent, SACConfig

@@ -27,9 +27,10 @@ from alam.config import Config
 from alam.critics import CriticConfig
 from alam.gaussian import GaussianPolicy, GaussianPolicyConfig
 from alam.lagrangian import ConstraintConfig
-from alam.multiplier import FixedConfig, FixedMultiplier, MultiplierConfig
+from alam.multiplier_config import FixedConfig, MultiplierConfig
 from alam.networks import Activation, make_adam, polyak_update
 from alam.sac import GaussianLearner, refuse_batch_hinge, require_consistent
+from alam.scalar_multipliers import FixedMultiplier
 from alam.types import Batch, Due, Metrics
 from alam.variational_dual import Dual, mean_kl_to_uniform, solve_dual
 

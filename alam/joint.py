@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from alam.critics import SafeCritics
-from alam.multiplier import StatewiseALaM, StatewiseDual, network_metrics
 from alam.networks import make_adam
 from alam.sac import ConstrainedLearner, SACAgent
+from alam.statewise_multipliers import StatewiseALaM, StatewiseDual, network_metrics
 from alam.types import Batch, Due, Metrics
 
 AgentT = TypeVar("AgentT", bound=ConstrainedLearner)

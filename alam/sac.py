@@ -21,7 +21,9 @@ from alam.critics import CriticConfig, SafeCritics
 from alam.energy import Evaluate, FrozenEnergy, differentiable_energy
 from alam.gaussian import GaussianPolicy, GaussianPolicyConfig
 from alam.lagrangian import Constraint, ConstraintConfig, cost_threshold
-from alam.multiplier import Multiplier, MultiplierConfig, StatewiseALaMConfig, make_multiplier
+from alam.multiplier import make_multiplier
+from alam.multiplier_base import Multiplier
+from alam.multiplier_config import MultiplierConfig, StatewiseALaMConfig
 from alam.networks import make_adam
 from alam.types import Batch, Due, Metrics, require_batch
 

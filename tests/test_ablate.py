@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from alam.multiplier import StatewiseALaMConfig
+from alam.multiplier_config import StatewiseALaMConfig
 from algd.errors import ConfigError
 from algd.experiments.ablation import TASKS, Axis, Cell, Task, Variant, find_task, plan_cells
 from algd.experiments.ablation_axes import AXES

@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.distributions import Normal, TransformedDistribution
 from torch.distributions.transforms import TanhTransform
 
-from alam.multiplier import ScalarMultiplier, StatewiseDual
 from alam.sac import SACAgent
+from alam.scalar_multipliers import ScalarMultiplier
+from alam.statewise_multipliers import StatewiseDual
 from alam.types import Batch
 from algd.diffusion.agent import ALGDAgent
 from algd.diffusion.policy import DiffusionPolicy, DiffusionPolicyConfig

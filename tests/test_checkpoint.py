@@ -28,7 +28,7 @@ from saved_runs import (
 
 from alam.critics import CriticConfig
 from alam.gaussian import GaussianPolicyConfig
-from alam.multiplier import (
+from alam.multiplier_config import (
     FixedConfig,
     MultiplierConfig,
     ScalarADRCConfig,

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alam.gaussian import GaussianPolicyConfig
-from alam.multiplier import MULTIPLIERS, MultiplierConfig, ScalarPIDConfig, StatewiseALaMConfig
+from alam.multiplier import MULTIPLIERS
+from alam.multiplier_config import MultiplierConfig, ScalarPIDConfig, StatewiseALaMConfig
 from alam.sac import SACAgent
 from algd.diffusion.agent import ALGDAgent
 from algd.diffusion.policy import DiffusionPolicyConfig

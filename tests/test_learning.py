@@ -10,7 +10,7 @@ from alam.critics import CriticConfig
 from alam.cvpo import CVPOAgent, CVPOConfig, CVPOPolicyConfig
 from alam.gaussian import GaussianPolicyConfig
 from alam.lagrangian import ConstraintConfig
-from alam.multiplier import StatewiseALaMConfig
+from alam.multiplier_config import StatewiseALaMConfig
 from alam.replay import ReplayBuffer
 from alam.sac import SACAgent, SACConfig
 from algd.analysis.bandit_solution import BoltzmannBandit

@@ -7,7 +7,7 @@ import torch
 
 import algd
 from alam.cvpo import CVPOAgent, CVPOConfig
-from alam.multiplier import FixedConfig, StatewiseALaMConfig
+from alam.multiplier_config import FixedConfig, StatewiseALaMConfig
 from alam.sac import SACAgent, SACConfig
 from algd.diffusion.agent import ALGDAgent, ALGDConfig
 from algd.diffusion.policy import DiffusionPolicyConfig

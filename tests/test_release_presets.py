@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alam.critics import SafeCritics
-from alam.multiplier import ScalarDualConfig
+from alam.multiplier_config import ScalarDualConfig
 from alam.networks import Projection
 from alam.types import Batch
 from algd.diffusion.agent import ALGDAgent

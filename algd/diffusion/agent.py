@@ -18,7 +18,7 @@ from alam.config import Config
 from alam.critics import CriticConfig
 from alam.energy import Evaluate
 from alam.lagrangian import ConstraintConfig
-from alam.multiplier import MultiplierConfig, StatewiseALaMConfig
+from alam.multiplier_config import MultiplierConfig, StatewiseALaMConfig
 from alam.networks import make_adam
 from alam.sac import ConstrainedLearner, refuse_batch_hinge, require_consistent
 from alam.types import Batch, Due, Metrics

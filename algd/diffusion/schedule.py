@@ -84,7 +84,7 @@ class Levels(NamedTuple):
 
 
 def closed_form_levels(config: ScheduleConfig) -> Levels:
-    """Return the levels to 1e-4 from their formulas; checks need no import of diffusers (seconds)."""
+    """Return the levels to 1e-4 from their formulas; diffusers takes seconds to import."""
     steps = config.num_train_timesteps
     if config.kind == "ve":
         ends = np.log([config.sigma_min, config.sigma_max])

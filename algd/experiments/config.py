@@ -17,7 +17,7 @@ from alam.critics import CriticConfig
 from alam.cvpo import CVPOAgent, CVPOConfig, CVPOPolicyConfig
 from alam.gaussian import GaussianPolicyConfig
 from alam.lagrangian import ConstraintConfig
-from alam.multiplier import MultiplierConfig, StatewiseALaMConfig
+from alam.multiplier_config import MultiplierConfig, StatewiseALaMConfig
 from alam.sac import SACAgent, SACConfig
 from algd.diffusion.agent import ALGDAgent, ALGDConfig
 from algd.diffusion.policy import DiffusionPolicyConfig

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from alam.multiplier import FixedConfig, StatewiseALaMConfig, StatewiseDualConfig
+from alam.multiplier_config import FixedConfig, StatewiseALaMConfig, StatewiseDualConfig
 from algd.analysis.agent_energy import AgentEnergy
 from algd.analysis.calibration import relative_l1
 from algd.analysis.exact_answers import ExactAnswer, ExactTables, exact_tables, solve_exact

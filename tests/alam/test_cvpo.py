@@ -21,7 +21,7 @@ from alam.cvpo import (
     weighted_likelihood,
 )
 from alam.lagrangian import ConstraintConfig
-from alam.multiplier import ScalarDualConfig
+from alam.multiplier_config import ScalarDualConfig
 from alam.types import Batch
 from alam.variational_dual import Dual, dual_value, mean_kl_to_uniform, solve_dual
 

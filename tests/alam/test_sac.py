@@ -12,7 +12,7 @@ from alam.acting import observation_rows
 from alam.critics import CriticConfig
 from alam.gaussian import GaussianPolicyConfig
 from alam.lagrangian import ConstraintConfig
-from alam.multiplier import FixedConfig, ScalarDualConfig, StatewiseDualConfig
+from alam.multiplier_config import FixedConfig, ScalarDualConfig, StatewiseDualConfig
 from alam.sac import SACAgent, SACConfig, make_constraint
 from alam.types import Batch, require_batch
 

@@ -6,13 +6,8 @@ import math
 import pytest
 import torch
 
-from alam.multiplier import (
-    FixedConfig,
-    ScalarADRCConfig,
-    ScalarDualConfig,
-    ScalarPIDConfig,
-    make_multiplier,
-)
+from alam.multiplier import make_multiplier
+from alam.multiplier_config import FixedConfig, ScalarADRCConfig, ScalarDualConfig, ScalarPIDConfig
 
 OBS = torch.zeros(2, 3)
 

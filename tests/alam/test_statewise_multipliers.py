@@ -8,14 +8,13 @@ import pytest
 import torch
 
 from alam.lagrangian import dual_target
-from alam.multiplier import (
-    MULTIPLIERS,
+from alam.multiplier import MULTIPLIERS, make_multiplier
+from alam.multiplier_base import require_rows
+from alam.multiplier_config import (
     FixedConfig,
     ScalarDualConfig,
     StatewiseALaMConfig,
     StatewiseDualConfig,
-    make_multiplier,
-    require_rows,
 )
 
 OBS = torch.randn(16, 3, generator=torch.Generator().manual_seed(7))

@@ -14,9 +14,9 @@ from benchmarks.reference_sac import ReferenceSAC
 from torch import Tensor, nn
 
 from alam.captured import CapturedUpdates
-from alam.multiplier import StatewiseALaM
 from alam.networks import EnsembleMLP
 from alam.sac import SACAgent
+from alam.statewise_multipliers import StatewiseALaM
 from alam.types import Batch, Metrics
 from algd.diffusion.agent import ALGDAgent
 from algd.diffusion.release import ReleasePolicy

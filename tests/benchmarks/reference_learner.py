@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from alam.critics import CriticConfig
 from alam.lagrangian import Constraint
-from alam.multiplier import FixedMultiplier, ScalarDual, StatewiseALaM
 from alam.networks import EnsembleMLP
 from alam.sac import ConstrainedLearner
+from alam.scalar_multipliers import FixedMultiplier, ScalarDual
+from alam.statewise_multipliers import StatewiseALaM
 from alam.types import Batch
 
 ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU, "tanh": nn.Tanh, "mish": nn.Mish}

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from alam.critics import CriticConfig
 from alam.gaussian import GaussianPolicyConfig
 from alam.lagrangian import ConstraintConfig
-from alam.multiplier import (
+from alam.multiplier_config import (
     FixedConfig,
     ScalarADRCConfig,
     ScalarDualConfig,
