@@ -13,10 +13,10 @@ import pytest
 
 from alam.multiplier_config import StatewiseALaMConfig
 from algd.errors import ConfigError
-from algd.experiments.ablation import TASKS, Axis, Cell, Task, Variant, find_task, plan_cells
+from algd.experiments.ablation import ablate
 from algd.experiments.ablation_axes import AXES
-from algd.experiments.ablation_grid import ablate
-from algd.experiments.ablation_run import CellResult, run_cells
+from algd.experiments.ablation_cells import CellResult, run_cells
+from algd.experiments.ablation_plan import TASKS, Axis, Cell, Task, Variant, find_task, plan_cells
 from algd.experiments.ablation_table import markdown, tabulate, write_csv
 from algd.experiments.cli import main
 from algd.experiments.config import dump_yaml, load_config
@@ -404,7 +404,7 @@ def test_cells_whose_process_was_killed_are_run_again_and_then_reported(
             yield CellResult(waiting[0], {"cost": 1.0})
         raise BrokenProcessPool
 
-    monkeypatch.setattr("algd.experiments.ablation_run._pooled", pooled)
+    monkeypatch.setattr("algd.experiments.ablation_cells._pooled", pooled)
     results = run_cells(cells, jobs=2, updates=1, say=lambda _: None)
     assert rounds == [3, 2, 2]
     assert [result.measures for result in results] == [{"cost": 1.0}, {}, {}]

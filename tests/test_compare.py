@@ -15,15 +15,15 @@ from recorded_runs import ENV, write_run
 from algd.analysis.statistics import bootstrap_interval
 from algd.experiments.cli import main
 from algd.experiments.compare import ALL_ENVIRONMENTS, Comparison, compare, usable_runs
-from algd.experiments.compare_groups import group_runs
-from algd.experiments.compare_tables import csv_table, latex_table, runs_table, terminal_table
-from algd.experiments.config_values import HIDDEN, differing_keys, flatten, shown
-from algd.experiments.figures import (
+from algd.experiments.compare_figures import (
     ablation_figure,
     on_common_steps,
     pareto_front,
     write_figures,
 )
+from algd.experiments.compare_groups import group_runs
+from algd.experiments.compare_tables import csv_table, latex_table, runs_table, terminal_table
+from algd.experiments.config_values import HIDDEN, differing_keys, flatten, shown
 from algd.experiments.run_data import RunSet, Series, read_runs
 
 RETURNS = {"fixed": [1.0, 2.0, 3.0, 4.0, 5.0], "scalar_dual": [10.0, 20.0, 30.0, 40.0, 50.0]}

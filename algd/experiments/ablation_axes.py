@@ -1,11 +1,11 @@
 """The axes of the ablation and their variants.
 
-In: nothing. Out: ``AXES``, by name. The grid they span is planned in ``algd.experiments.ablation``.
+In: nothing. Out: ``AXES``, by name. ``algd.experiments.ablation_plan`` plans the grid they span.
 """
 
 from collections.abc import Iterable
 
-from algd.experiments.ablation import Axis, Overrides, Variant
+from algd.experiments.ablation_plan import Axis, Overrides, Variant
 
 _RHOS = (0.1, 0.5, 1.0, 2.0, 4.0)
 _LAGS = (1, 10, 100, 1000)

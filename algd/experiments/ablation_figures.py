@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from algd.analysis.statistics import whiskers
-from algd.experiments.ablation import Axis
+from algd.experiments.ablation_plan import Axis
 from algd.experiments.ablation_table import Row
 from algd.experiments.figure_style import (
     BLACK,

@@ -15,9 +15,9 @@ from typing import Literal
 import numpy as np
 
 from algd.analysis.statistics import Interval, mean_interval, share_interval
-from algd.experiments.ablation import Axis
+from algd.experiments.ablation_cells import CellResult
 from algd.experiments.ablation_measures import CLAIMS, MEASURES, Measure
-from algd.experiments.ablation_run import CellResult
+from algd.experiments.ablation_plan import Axis
 
 _AS_RATIO = ("multiplier_tv", "cost_tv")  # oscillations: told as ratios, too
 _KEYS = ("task", "variant", "measure", "seeds")

@@ -360,7 +360,7 @@ def table(figures: Path | None) -> int:
     tables = "\n\n".join(map(markdown, budgets.values()))
     README.write_text(f"{before}{BEGIN}\n{tables}\n{after}")
     if figures is not None:
-        from algd.experiments.figures import write_figures
+        from algd.experiments.compare_figures import write_figures
 
         for steps, comparisons in budgets.items():
             folder = figures / str(steps)

@@ -9,8 +9,8 @@ _WITH_VALUE = ("--env", "--variant", "--seeds", "--jobs", "--dir", "--preset")
 
 def run(arguments: list[str]) -> int:
     """Run or finish an axis; 1 where cells failed."""
-    from algd.experiments.ablation import TASKS
     from algd.experiments.ablation_axes import AXES
+    from algd.experiments.ablation_plan import TASKS
 
     questions = "\n".join(
         f"  {axis.name:<16} {axis.question}\n{'':<18} {len(axis.variants)} variants on "
@@ -51,8 +51,8 @@ def run(arguments: list[str]) -> int:
     )
     known, given = split_overrides(arguments, flags=("--help",), with_value=_WITH_VALUE)
     options = parser.parse_args(known)
-    from algd.experiments.ablation_grid import ablate
-    from algd.experiments.ablation_run import default_jobs
+    from algd.experiments.ablation import ablate
+    from algd.experiments.ablation_cells import default_jobs
     from algd.experiments.config import COMMAND_LINE
     from algd.experiments.yaml_files import parse_yaml
 

@@ -77,7 +77,7 @@ def _write(directory: Path, comparisons: list) -> None:
         raise UserError(
             f"tables are in {directory}; figures need matplotlib: {install_command('lab')}"
         ) from error
-    from algd.experiments.figures import write_figures
+    from algd.experiments.compare_figures import write_figures
 
     figures = write_figures(comparisons, directory)
     print(f"written to {directory}: {', '.join([*_TABLE_FILES, *(path.name for path in figures)])}")

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from algd.errors import ConfigError, UserError
-from algd.experiments.ablation import TASKS, Cell
+from algd.experiments.ablation_plan import TASKS, Cell
 from algd.experiments.config_values import first_difference, flatten
 from algd.experiments.schema import show
 from algd.experiments.sweep_child import stop_this_process, train_or_continue
