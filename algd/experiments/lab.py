@@ -17,10 +17,11 @@ from algd.analysis.calibration import kkt_residual, slackness_residual
 from algd.analysis.oscillation import run_oscillation
 from algd.experiments.lab_calibration import Foresight, draw_calibration, measure_foresight
 from algd.experiments.lab_denoising import draw_scores, draw_trajectories
-from algd.experiments.lab_exact import ExactComparison, compare_with_exact, draw_corridor
+from algd.experiments.lab_exact import ExactComparison, compare_with_exact
 from algd.experiments.lab_landscape import draw_energies, draw_laws
 from algd.experiments.lab_multiplier import (
     draw_arena,
+    draw_corridor,
     draw_episodes,
     draw_state_bars,
     draw_state_line,

@@ -1,12 +1,10 @@
-"""What the lab compares a run on an analytic task with, and the pictures of the corridor.
+"""What the lab compares a run on an analytic task with.
 
 In: a loaded policy and its ``AgentEnergy``. Out: the exact answer at the agent's own temperature,
-penalty and hinge, numbers comparing the two, and the corridor's multiplier over its safe set.
+penalty and hinge, and numbers comparing the two.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,15 +18,6 @@ from algd.analysis.sampling_error import sampling_error
 from algd.environments.analytic_bandit import BanditTask
 from algd.environments.analytic_finite import FiniteTask
 from algd.experiments.config import ExperimentConfig
-from algd.experiments.figure_style import (
-    BLACK,
-    ONE_COLUMN,
-    SKY,
-    new_figure,
-    paper_style,
-    save,
-)
-from algd.experiments.lab_multiplier import PRICE
 from algd.training.load import LoadedPolicy
 
 Floats = NDArray[np.float64]
@@ -170,48 +159,3 @@ def _mean_excess(tables: ExactTables, index: int, samples: Floats) -> float:
 
     inside = np.clip(samples, -1.0, 1.0)
     return float(RegularGridInterpolator(tables.grid, values)(inside).mean())
-
-
-def draw_corridor(probe: AgentEnergy, path: Path) -> Path:
-    """Draw the multiplier over the corridor at rest, the obstacle, and the exact safe set."""
-    from matplotlib.lines import Line2D
-    from matplotlib.patches import Rectangle
-
-    from algd.analysis.corridor_solution import solve_corridor
-    from algd.environments.analytic_corridor import CorridorTask
-
-    task = CorridorTask()
-    solution = solve_corridor(task)
-    lateral = np.linspace(-1.0, 1.0, 101)
-    steps = np.arange(task.num_steps)
-    obs = np.stack([task.observation(int(k), float(y), 0.0) for k in steps for y in lateral])
-    values = probe.multiplier(obs).reshape(len(steps), len(lateral))
-    safe = np.stack([solution.is_safe(int(k), lateral, 0.0) for k in steps])
-    along = 0.1 * steps
-    with paper_style():
-        figure, axes = new_figure(ONE_COLUMN, 2.5)
-        axis: Any = axes[0, 0]
-        mesh = axis.pcolormesh(
-            along, lateral, values.T, cmap="magma", shading="nearest", rasterized=True
-        )
-        figure.colorbar(mesh, ax=axis, label=PRICE)
-        axis.contour(along, lateral, safe.T, levels=[0.5], colors=SKY, linewidths=1.2)
-        first, last = task.obstacle_steps
-        low, high = task.obstacle_span
-        obstacle = Rectangle(
-            (0.1 * first, low),
-            0.1 * (last - first),
-            high - low,
-            facecolor="#DDDDDD",
-            edgecolor=BLACK,
-            hatch="///",
-            linewidth=0.8,
-            label="obstacle",
-        )
-        axis.add_patch(obstacle)
-        edge = Line2D([], [], color=SKY, label="edge of the exact safe set")
-        figure.legend(handles=[obstacle, edge], loc="outside lower center", ncols=2)
-        axis.set_xlabel("way down the corridor x (m)")
-        axis.set_ylabel("lateral position y (m)")
-        axis.set_title("multiplier at lateral velocity 0")
-        return save(figure, path)

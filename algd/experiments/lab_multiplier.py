@@ -1,4 +1,4 @@
-"""Figures of the multiplier over states: the arena, the state line, or an episode.
+"""Figures of the multiplier over states: the arena, the state line, the corridor, or an episode.
 
 In: an ``AgentEnergy``, rollouts, and for navigation tasks an environment. Out: pngs. Where the task
 is analytic the exact multiplier is drawn beside it.
@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 from algd.analysis.agent_energy import AgentEnergy
 from algd.environments.make import EnvConfig, make_env
 from algd.experiments.figure_style import (
+    BLACK,
     BLUE,
     GREY,
     ONE_COLUMN,
     ORANGE,
+    SKY,
     TWO_COLUMNS,
     new_figure,
     paper_style,
@@ -230,3 +232,48 @@ def _visited(
     axis.set_title(
         "states visited,\n1 episode" if count == 1 else f"states visited,\n{count} layouts"
     )
+
+
+def draw_corridor(probe: AgentEnergy, path: Path) -> Path:
+    """Draw the multiplier over the corridor at rest, the obstacle, and the exact safe set."""
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Rectangle
+
+    from algd.analysis.corridor_solution import solve_corridor
+    from algd.environments.analytic_corridor import CorridorTask
+
+    task = CorridorTask()
+    solution = solve_corridor(task)
+    lateral = np.linspace(-1.0, 1.0, 101)
+    steps = np.arange(task.num_steps)
+    obs = np.stack([task.observation(int(k), float(y), 0.0) for k in steps for y in lateral])
+    values = probe.multiplier(obs).reshape(len(steps), len(lateral))
+    safe = np.stack([solution.is_safe(int(k), lateral, 0.0) for k in steps])
+    along = 0.1 * steps
+    with paper_style():
+        figure, axes = new_figure(ONE_COLUMN, 2.5)
+        axis: Any = axes[0, 0]
+        mesh = axis.pcolormesh(
+            along, lateral, values.T, cmap="magma", shading="nearest", rasterized=True
+        )
+        figure.colorbar(mesh, ax=axis, label=PRICE)
+        axis.contour(along, lateral, safe.T, levels=[0.5], colors=SKY, linewidths=1.2)
+        first, last = task.obstacle_steps
+        low, high = task.obstacle_span
+        obstacle = Rectangle(
+            (0.1 * first, low),
+            0.1 * (last - first),
+            high - low,
+            facecolor="#DDDDDD",
+            edgecolor=BLACK,
+            hatch="///",
+            linewidth=0.8,
+            label="obstacle",
+        )
+        axis.add_patch(obstacle)
+        edge = Line2D([], [], color=SKY, label="edge of the exact safe set")
+        figure.legend(handles=[obstacle, edge], loc="outside lower center", ncols=2)
+        axis.set_xlabel("way down the corridor x (m)")
+        axis.set_ylabel("lateral position y (m)")
+        axis.set_title("multiplier at lateral velocity 0")
+        return save(figure, path)
