@@ -1,6 +1,7 @@
 """The command line: exit codes, one line per mistake, and what reaches the trainer."""
 
 import contextlib
+import errno
 import os
 import resource
 import shlex
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from sweep_files import write_sweep
 
 from algd import __version__
 from algd.environments import checking
@@ -319,14 +321,32 @@ def test_a_fault_during_training_is_one_line(
     assert fails(capsys, "train", "sac") == "reward is nan at step 7 of environment 0"
 
 
-def test_a_full_disk_is_one_line(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["ablate", "rho", "--env", "bandit", "--dir"],
+        ["sweep", "sweep.yaml", "--dir"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_an_output_that_cannot_be_made_is_one_line(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_sweep(tmp_path, total_steps=100, parameters={"seed": {"values": [0]}})
+    (tmp_path / "file").write_text("")
+    for place in ("/proc/no/x", "file/x"):
+        assert "cannot be created: N" in fails(capsys, *arguments, place)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EISDIR])
+def test_what_the_machine_refuses_is_one_line(
+    number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def train(config: ExperimentConfig, run_dir: Path) -> None:
-        raise OSError(28, "No space left on device", "runs/x")
+        raise OSError(number, os.strerror(number), "runs/x")
 
     monkeypatch.setattr(trainer, "train", train)
-    assert fails(capsys, "train", "sac") == "No space left on device: runs/x"
+    assert fails(capsys, "train", "sac") == f"{os.strerror(number)}: runs/x"
 
 
 def test_an_error_of_the_program_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

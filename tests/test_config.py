@@ -282,6 +282,15 @@ def test_an_unknown_preset_offers_the_nearest() -> None:
         load_config(["zzzzzz"])
 
 
+def test_a_dotted_key_in_a_file_is_shown_nested(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.yaml", "policy.schedule.num_train_timesteps: 5\n")
+    nested = "policy: {schedule: {num_train_timesteps: 5}}"
+    assert f"is not a key, got 5; in a file groups are nested: {nested}" in file_mistake(path)
+    path = write(tmp_path / "b.yaml", "policy: {schedule.num_train_timesteps: 5}\n")
+    nested = "schedule: {num_train_timesteps: 5}"
+    assert f"got 5; in a file groups are nested: {nested}" in file_mistake(path)
+
+
 # ---- mistakes: the key, what is allowed, the value got, the source
 
 
@@ -654,6 +663,32 @@ def test_a_preset_is_found_by_path_first(tmp_path: Path, monkeypatch: pytest.Mon
     write(tmp_path / "sac", "seed: 77\n")
     assert load_config(["sac"]).seed == 77
     assert load_config([presets_dir() / "sac.yaml"]).policy.kind == "gaussian"
+
+
+def test_presets_of_one_method_can_be_combined() -> None:
+    config = load_config(["algd_plain", "algd_scalar"])
+    assert (config.constraint.augmented, config.multiplier.kind) == (False, "scalar_dual")
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        # Augmentation would stay off, the Gaussian policy as well, and the label say algd.
+        (["sac_lag", "algd"], "sac_lag and algd are presets of different methods"),
+        (["algd_scalar", "sac_alam"], "algd_scalar and sac_alam are presets of different methods"),
+        (["algd_plain", "algd"], "algd is a part of what is given before it"),
+        (["sac", "sac"], "sac is a part of what is given before it"),
+    ],
+)
+def test_presets_that_would_mix_under_one_name_are_refused(names: list[str], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        load_config(names)
+
+
+def test_a_preset_goes_over_a_file_of_another_method(tmp_path: Path) -> None:
+    mine = write(tmp_path / "mine.yaml", "policy: {kind: gaussian, entropy_coef: 0.5}\n")
+    config = load_config([mine, "algd"])
+    assert (config.policy.kind, config.multiplier.kind) == ("diffusion", "statewise_alam")
 
 
 def test_a_file_may_have_a_preset_as_base(tmp_path: Path) -> None:

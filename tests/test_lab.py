@@ -1,6 +1,7 @@
 """The lab on tiny runs: numbers against direct computation, files, errors."""
 
 import csv
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,13 @@ from algd.environments.analytic_finite import FiniteTask
 from algd.environments.make import make_env
 from algd.experiments.cli import main
 from algd.experiments.config import load_config
+from algd.experiments.figure_style import new_figure
 from algd.experiments.lab import run_lab
 from algd.experiments.lab_arena import arena_observations, arena_position, read_arena
 from algd.experiments.lab_calibration import _operating_curve
 from algd.experiments.lab_denoising import noised_score
 from algd.experiments.lab_exact import compare_with_exact
+from algd.experiments.lab_landscape import _energy_lines
 from algd.experiments.lab_rollouts import policy_rollouts, random_rollouts
 from algd.experiments.lab_states import (
     ModeCount,
@@ -330,6 +333,29 @@ def test_a_multiplier_that_is_fixed_has_no_constrained_optimum_to_reach(tmp_path
     overrides = {"env.id": "AnalyticBandit1-v0", "constraint.cost_limit": 0.1}
     loaded = load(make_run(tmp_path / "run", "sac", overrides))
     assert compare_with_exact(loaded, AgentEnergy(loaded)) is None
+
+
+def test_where_no_exact_multiplier_is_active_its_relative_error_is_unknown(tmp_path: Path) -> None:
+    """With a limit that nobody reaches, solvers leave 1e-8 of a multiplier; 5 % of that is none."""
+    overrides = {"env.id": "AnalyticIslands1-v0", "constraint.cost_limit": 5.0}
+    loaded = load(make_run(tmp_path / "run", "sac_alam", overrides))
+    exact = compare_with_exact(loaded, AgentEnergy(loaded))
+    assert exact is not None
+    assert exact.answer.multiplier.max() < 1e-6
+    assert math.isnan(exact.relative_l1)
+
+
+def test_an_exact_energy_is_drawn_where_it_is_known(tmp_path: Path) -> None:
+    loaded = load(make_run(tmp_path / "run", "sac_alam", {"env.id": "AnalyticBandit1-v0"}))
+    view = view_state(AgentEnergy(loaded), np.zeros(1, np.float32))
+    energy = np.square(view.grid[0])
+    energy[-5:] = np.nan
+    _, axes = new_figure(3.0, 2.0)
+    _energy_lines(axes[0, 0], view, energy)
+    drawn = {line.get_label(): line.get_ydata() for line in axes[0, 0].get_lines()}
+    exact = drawn["exact, in the agent's own form"]
+    assert np.isnan(exact).sum() == 5
+    assert np.nanmin(exact) == 0.0
 
 
 def test_the_finite_task_of_another_length_has_the_limit_of_its_steps(tmp_path: Path) -> None:

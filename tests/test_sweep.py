@@ -164,14 +164,17 @@ def test_a_sweep_of_twelve_trials_killed_twice_gives_the_same_table(tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_ctrl_c_stops_every_trial_with_a_checkpoint(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_stops_every_trial_with_a_checkpoint(
+    tmp_path: Path, number: int, exit_code: int
+) -> None:
     path = write_sweep(tmp_path, total_steps=20_000, parameters={"seed": {"values": [0, 1]}})
     out = tmp_path / "out"
     process = start(path, out, "--jobs", "2")
     wait_until(lambda: len(half_done(out)) == 2, process)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     code, printed, told = finish(process)
-    assert (code, printed) == (130, "")
+    assert (code, printed) == (exit_code, "")
     assert "algd: stopped with 0 of 2 trials complete, checkpoints written" in told
     for trial in plan_of(path, out).trials:
         newest = max((trial.run_dir / "checkpoints").glob("step_*"))

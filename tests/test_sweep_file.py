@@ -223,7 +223,7 @@ def test_a_part_of_a_grid_holds_trials_of_the_whole_under_their_names(tmp_path: 
     ("only", "says"),
     [
         ({"constraint.penalty": ["1.0"]}, "has no parameter 'constraint.penalty'; it varies"),
-        ({"seed": ["3"]}, "has no parameter 'seed'"),
+        ({"seed": ["3"]}, "seeds are chosen by --seeds N"),
         ({"constraint.penalty_coef": ["7"]}, "constraint.penalty_coef must be one of 0.1, 1.0"),
     ],
 )
@@ -236,7 +236,8 @@ def test_a_part_that_is_not_there_is_one_line(
 
 
 def test_a_sweep_varies_the_preset(tmp_path: Path) -> None:
-    tree = GRID | {"parameters": {"base": {"values": ["sac_lag", "fac"]}}}
+    command = ["algd", "train", "--env.id=AnalyticBandit1-v0", "${args}"]
+    tree = GRID | {"command": command, "parameters": {"base": {"values": ["sac_lag", "fac"]}}}
     first, second = plan(tmp_path, tree).trials
     assert first.config.multiplier.kind == "scalar_dual"
     assert second.config.multiplier.kind == "statewise_dual"

@@ -582,6 +582,14 @@ class Terminal(io.StringIO):
         return True
 
 
+def test_a_speed_that_is_not_known_is_not_0() -> None:
+    stream, clock = io.StringIO(), Clock()
+    progress = Progress(10, cost_limit=1.0, stream=stream, clock=clock)
+    progress.update(10, 5)
+    progress.draw(episode_return=None, cost=None, multiplier=None)
+    assert "- steps/s, - updates/s, -:-- left" in stream.getvalue()
+
+
 def test_speed_counts_the_pauses_of_evaluation() -> None:
     clock = Clock()
     meter = SpeedMeter(clock)

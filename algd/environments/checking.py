@@ -99,6 +99,14 @@ def _spaces(env: "CostEnv") -> Iterator[Finding]:
         f"{env.action_dim} numbers in [{box.low.min():g}, {box.high.max():g}], "
         "which the policy's [-1, 1] is mapped onto",
     )
+    points = np.flatnonzero(box.low == box.high)
+    if len(points):
+        yield Finding(
+            "problem",
+            "action",
+            f"low equals high in dimension {', '.join(map(str, points))}: leave what cannot be "
+            "chosen out of the action space",
+        )
     yield Finding("fact", "horizon", f"{env.max_episode_steps} steps")
 
 
@@ -138,8 +146,9 @@ def _determinism(env: "CostEnv") -> Iterator[Finding]:
 
 @dataclass
 class _Statistics:
-    """What a random policy met; `episode_costs` also holds the unfinished last episode's."""
+    """What a random policy met; `finished` leaves out the last episode where it was cut off."""
 
+    finished: int
     returns: list[float]
     episode_costs: list[float]
     episode_steps: list[int]
@@ -151,7 +160,7 @@ class _Statistics:
 
 
 def _run_random_policy(env: "CostEnv", steps: int) -> _Statistics:
-    seen = _Statistics([], [], [], 0, 0.0, 0, 0.0, 0.0)
+    seen = _Statistics(0, [], [], [], 0, 0.0, 0, 0.0, 0.0)
     ended = True
     for _, action in zip(range(steps), _actions(env), strict=False):
         started = time.perf_counter()
@@ -165,6 +174,7 @@ def _run_random_policy(env: "CostEnv", steps: int) -> _Statistics:
         observation, reward, terminated, truncated, info = env.step(action)
         seen.step_seconds += time.perf_counter() - started
         ended = terminated or truncated
+        seen.finished += ended
         seen.terminations += terminated
         seen.returns[-1] += reward
         seen.episode_costs[-1] += info["cost"]
@@ -176,27 +186,34 @@ def _run_random_policy(env: "CostEnv", steps: int) -> _Statistics:
 
 def _random_policy(env: "CostEnv", steps: int, cost_limit: float) -> Iterator[Finding]:
     seen = _run_random_policy(env, steps)
-    episodes = len(seen.returns)
-    mean_steps, mean_cost = float(np.mean(seen.episode_steps)), float(np.mean(seen.episode_costs))
-    yield Finding(
-        "fact",
-        "random policy",
-        f"{steps} steps in {episodes} episodes (the last may be unfinished), of {mean_steps:.0f} "
-        f"steps and return {np.mean(seen.returns):.2f}, {seen.terminations} ended by termination",
-    )
-    yield Finding(
-        "fact",
-        "cost",
-        f"{mean_cost:.2f} per episode (limit {cost_limit:g}), "
-        f"{mean_cost / mean_steps:.4f} per step",
-    )
+    count, per_step = seen.finished, f"{sum(seen.episode_costs) / steps:.4f} per step"
+    if count:
+        means = (np.mean(column[:count]) for column in (seen.episode_steps, seen.returns))
+        told = "of {:.0f} steps and return {:.2f}".format(*means)
+        yield Finding(
+            "fact",
+            "random policy",
+            f"{steps} steps, {count} episode{'s' * (count != 1)} finished, {told}, "
+            f"{seen.terminations} ended by termination",
+        )
+        mean_cost = np.mean(seen.episode_costs[:count])
+        cost = f"{mean_cost:.2f} per episode (limit {cost_limit:g}), {per_step}"
+    else:
+        yield Finding(
+            "fact",
+            "random policy",
+            f"no episode finished in {steps} steps; --steps={env.max_episode_steps} finishes one",
+        )
+        cost = f"{per_step} (limit {cost_limit:g} per episode)"
+    yield Finding("fact", "cost", cost)
     if not any(seen.episode_costs):
-        yield Finding("fact", "cost", "a random policy never pays: the constraint may never act")
+        never = f"a random policy paid nothing in {steps} steps: the constraint may never act"
+        yield Finding("fact", "cost", never)
     yield Finding(
         "fact",
         "speed",
         f"{seen.step_seconds / steps * 1e6:.0f} us per step, "
-        f"{seen.reset_seconds / episodes * 1e3:.1f} ms per reset",
+        f"{seen.reset_seconds / len(seen.returns) * 1e3:.1f} ms per reset",
     )
     yield from _observation_findings(seen, steps)
 

@@ -162,11 +162,13 @@ def _make_gymnasium_env(
     if render_mode is not None:
         _require_rendering(spec, render_mode)
     try:
+        # Constructors need not know of rendering.
+        rendering = {} if render_mode is None else {"render_mode": render_mode}
         env = gymnasium.make(
             spec,
-            render_mode=render_mode,
             max_episode_steps=steps,
             disable_env_checker=True,
+            **rendering,
             **config.kwargs,
         )
     except Exception as error:

@@ -28,6 +28,7 @@ from algd.experiments.ablation_plan import (
     task_folder,
 )
 from algd.experiments.ablation_table import markdown, tabulate, write_csv
+from algd.training.run_directory import make_output_directory
 from algd.training.run_lock import RunLock
 
 _SCORE_SAMPLES = (2, 4, 8, 16, 32, 64)
@@ -75,7 +76,7 @@ def ablate(
     require_trainable(cells)
     say(f"{axis.name}: {axis.question}")
     say(f"{len(cells)} cells: {len(axis.variants)} variants, {len(tasks)} tasks, {seeds} seeds")
-    directory.mkdir(parents=True, exist_ok=True)
+    make_output_directory(directory)
     with RunLock(directory):  # two grids over one folder would start the same cells
         results = run_cells(cells, jobs=jobs, updates=axis.updates, say=say)
     tasks, earlier = _earlier(axis_name, tasks, cells, directory, presets, overrides)

@@ -20,7 +20,7 @@ _SIGINT_EXIT = 130
 # Of the machine, not of the program: the message of the system says it all.
 _MACHINE_ERRORS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
-    *(errno.EEXIST, errno.ENOTDIR),  # a file where a directory is to be made
+    *(errno.EEXIST, errno.ENOTDIR, errno.EISDIR),  # a file where a directory is to be, or in turn
 )
 _VERBS = {
     "train": "train a policy, or continue a run",

@@ -18,7 +18,7 @@ from algd.environments.gymnasium import CostEnv
 from algd.environments.make import make_env
 from algd.errors import ConfigError
 from algd.experiments.export_card import CostStatistics, cost_statistics, model_card
-from algd.training.durable_files import TEMPORARY_PREFIX, make_directory
+from algd.training.durable_files import TEMPORARY_PREFIX
 from algd.training.evaluation import (
     EvaluationResult,
     Mode,
@@ -28,6 +28,7 @@ from algd.training.evaluation import (
 )
 from algd.training.exported import is_export, write_export
 from algd.training.load import LoadedPolicy, load
+from algd.training.run_directory import make_output_directory
 
 if TYPE_CHECKING:
     from algd.experiments.export_onnx import OnnxReport
@@ -81,10 +82,10 @@ def export_run(
         require_onnx()
     loaded = load(run_dir, policy=policy)
     chosen = loaded.config.evaluation.mode if mode is None else mode
-    make_directory(out.parent)
+    make_output_directory(out.parent)
     unfinished = out.with_name(TEMPORARY_PREFIX + out.name)
     shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir()
+    make_output_directory(unfinished)
     try:
         first = first_fresh_episode(loaded.config.evaluation, loaded.which)
         report = _export(loaded, unfinished, episodes=episodes, first=first, onnx=onnx, mode=chosen)

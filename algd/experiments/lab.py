@@ -38,6 +38,7 @@ from algd.experiments.lab_states import (
 )
 from algd.training.csv_table import read_rows
 from algd.training.load import LoadedPolicy, load
+from algd.training.run_directory import make_output_directory
 
 Floats = NDArray[np.float64]
 
@@ -93,7 +94,7 @@ def run_lab(
     probe = AgentEnergy(loaded)
     own_folder = "lab" if policy == "latest" else f"lab_{policy}"
     folder = run_dir / own_folder if out is None else out
-    folder.mkdir(parents=True, exist_ok=True)
+    make_output_directory(folder)
     env_id, report = loaded.config.env.id, LabReport()
     say(f"{env_id}, step {loaded.env_step}: running episodes")
     own = policy_rollouts(loaded, steps=steps, seed=seed)

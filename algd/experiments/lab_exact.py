@@ -23,6 +23,7 @@ from algd.training.load import LoadedPolicy
 Floats = NDArray[np.float64]
 
 _ACTIVE = 0.05  # share of the largest multiplier below which a state counts as inactive
+_SOLVED = 1e-6  # what the solvers' tolerances leave of a multiplier that is 0
 _SAMPLES = 2_000
 
 
@@ -116,7 +117,7 @@ def _hard_multiplier(config: ExperimentConfig, tables: ExactTables) -> Floats:
 
 def _active_l1(learnt: Floats, truth: Floats) -> float:
     """Relative L1 over the states whose multiplier is not all but zero; NaN where there is none."""
-    active = truth > _ACTIVE * max(float(truth.max()), 1e-12)
+    active = truth > max(_ACTIVE * float(truth.max()), _SOLVED)
     return relative_l1(learnt, truth, where=active) if active.any() else float("nan")
 
 

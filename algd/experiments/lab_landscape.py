@@ -132,7 +132,7 @@ def _energy_lines(axis: Any, view: StateView, exact: Floats | None) -> None:
     if exact is not None:
         lines.append(("exact, in the agent's own form", exact, ORANGE, ":"))
     for label, values, colour, style in lines:
-        axis.plot(actions, values - values.min(), color=colour, linestyle=style, label=label)
+        axis.plot(actions, values - np.nanmin(values), color=colour, linestyle=style, label=label)
     axis.plot(
         view.samples[:60, 0],
         np.zeros(60),

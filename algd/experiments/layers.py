@@ -139,6 +139,13 @@ class _LayerMerge:
         if not parents and name in _NAMES_OF_BASE:
             return ConfigError(f"{text}; a preset or file to build on is named by base")
         keys = list(all_keys(self.root))
+        dotted = tuple(here[-1].split("."))
+        if len(dotted) > 1 and (*parents, *dotted) in keys:
+            *groups, last = dotted
+            nested = f"{last}: {show(value)}"
+            for group in reversed(groups):
+                nested = f"{group}: {{{nested}}}"
+            return ConfigError(f"{text}; in a file groups are nested: {nested}")
         elsewhere = [".".join(key) for key in keys if key[-1] == name]
         if elsewhere:
             return ConfigError(text + did_you_mean(elsewhere))

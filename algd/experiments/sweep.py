@@ -10,10 +10,12 @@ sweep_ray, each in a process of sweep_child; sweep_table reads the runs back.
 import json
 import re
 import shlex
+import signal
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import redirect_stdout
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
+from types import FrameType
 from typing import Literal
 
 from algd.errors import ConfigError
@@ -24,13 +26,12 @@ from algd.experiments.sweep_plan import SweepPlan, plan_sweep, seeds_of, with_ea
 from algd.experiments.sweep_progress import SweepProgress
 from algd.experiments.sweep_runner import Failure, run_trials
 from algd.experiments.sweep_table import make_table, require_known_metric, require_metric
-from algd.training.run_directory import is_run_dir
+from algd.training.run_directory import is_run_dir, make_output_directory
 from algd.training.run_lock import RunLock
 
 TABLE_FILE = "table.csv"
 _DEFAULT_SEEDS = 5
 _FAILED_EXIT = 1
-_SIGINT_EXIT = 130
 
 
 def sweep(
@@ -64,10 +65,7 @@ def sweep(
     plan = plan_sweep(file, root, seeds=listed if seeds is None else list(range(seeds)), only=only)
     if is_run_dir(root):
         raise ConfigError(f"{root} is the directory of a run; a sweep needs one of its own")
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"{root} cannot be created: {error.strerror}") from error
+    make_output_directory(root)
     if engine == "local":  # a cluster may have what this machine lacks
         _require_environments(plan)
     with RunLock(root):  # two sweeps over one directory would start the same trials
@@ -78,9 +76,11 @@ def sweep(
         else:
             where = LocalEngine(plan.trials, jobs=jobs)
         try:
-            failures = _run(plan, where, retries=retries)
-        except KeyboardInterrupt:
-            return _interrupted(plan)
+            with _sigterm_interrupts():
+                failures = _run(plan, where, retries=retries)
+        except KeyboardInterrupt as stop:
+            _tell_interrupted(plan)
+            return 128 + (signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT)
         return _report(plan, root, failures)
 
 
@@ -124,14 +124,33 @@ def _run(plan: SweepPlan, engine: Engine, *, retries: int) -> list[Failure]:
         engine.stop()
 
 
-def _interrupted(plan: SweepPlan) -> int:
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, which stops a sweep as Ctrl-C does."""
+
+
+@contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    def stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - signal's signature
+        raise _Terminated
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not the main thread: whoever owns it handles signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _tell_interrupted(plan: SweepPlan) -> None:
     done = sum(trial.is_complete for trial in plan.trials)
     print(
         f"algd: stopped with {done} of {len(plan.trials)} trials complete, checkpoints written; "
         f"the same command continues the sweep of {shlex.quote(str(plan.file.path))}",
         file=sys.stderr,
     )
-    return _SIGINT_EXIT
 
 
 def _report(plan: SweepPlan, root: Path, failures: list[Failure]) -> int:

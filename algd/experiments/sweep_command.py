@@ -30,8 +30,12 @@ class TrainCommand(NamedTuple):
     overrides: tuple[Override, ...]
 
 
-def read_command(given: Any, program: str, source: str) -> TrainCommand:
+def read_command(
+    given: Any, program: str, source: str, *, varies_base: bool = False
+) -> TrainCommand:
     """Return what a command hands to `algd train`; ``program`` stands for the macro ${program}.
+
+    ``varies_base``: a parameter names the preset, so that the command may name none.
 
     Raises:
         ConfigError: the command runs something else, or leaves the parameters out.
@@ -64,7 +68,7 @@ def read_command(given: Any, program: str, source: str) -> TrainCommand:
             f"{source}: command must leave out --seed: list seeds under parameters.seed, or say "
             "how many with --seeds"
         )
-    if not configs:
+    if not configs and not varies_base:
         raise ConfigError(f"{source}: command names no preset or file; write {EXAMPLE}")
     return TrainCommand(tuple(configs), tuple(overrides))
 

@@ -97,7 +97,9 @@ def read_sweep_file(path: Path) -> SweepFile:
     return SweepFile(
         path=path,
         name=_text(tree, "name", source) or path.stem,
-        command=read_command(tree.get("command"), program, source),
+        command=read_command(
+            tree.get("command"), program, source, varies_base="base" in parameters
+        ),
         method=method,
         parameters=parameters,
         metric=_read_metric(tree.get("metric"), source),
@@ -190,9 +192,10 @@ def _collect(
         here = f"{source}.{name}"
         key = ".".join(path)
         if not isinstance(fields, dict):
+            word = "values" if isinstance(fields, list) else "value"
             raise ConfigError(
                 f"{here} must hold value, values or min and max, got {show(fields)}; "
-                f"write {name}: {{value: {show(fields)}}}"
+                f"write {name}: {{{word}: {show(fields)}}}"
             )
         if "parameters" in fields:
             below = fields["parameters"]

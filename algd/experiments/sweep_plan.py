@@ -160,7 +160,9 @@ def _kept(
     file: SweepFile, settings: Sequence[Setting], key: str, texts: Sequence[str]
 ) -> list[Setting]:
     """Return the settings where ``key`` has one of the values."""
-    if key == SEED or key not in file.parameters:
+    if key == SEED:
+        raise ConfigError("--only: seeds are chosen by --seeds N, the first N of the file's")
+    if key not in file.parameters:
         known = ", ".join(name for name in file.parameters if name != SEED)
         raise ConfigError(f"--only: {file.path} has no parameter {key!r}; it varies {known}")
     there = dict.fromkeys(as_text(setting.values[key]) for setting in settings)

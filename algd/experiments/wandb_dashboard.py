@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from algd.errors import ConfigError, UserError, install_command
+from algd.training.run_directory import make_output_directory
 from algd.training.wandb_run import login_source
 
 STEP = "env_step"
@@ -125,7 +126,7 @@ def run(entity_project: str, runs: list[Path] | None, out: Path) -> int:
     )
     if login_source() is None:
         text = json.dumps(specification(workspace, report), indent=1, ensure_ascii=False)
-        out.parent.mkdir(parents=True, exist_ok=True)
+        make_output_directory(out.parent)
         out.write_text(text + "\n", encoding="utf-8")
         print(f"not logged in to W&B (wandb login): the specification is in {out}")
         return 0

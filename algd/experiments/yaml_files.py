@@ -17,6 +17,7 @@ from algd.errors import ConfigError
 from algd.experiments.schema import did_you_mean, nearest, show
 
 _BASE_KEY = "base"
+_COMMAND_LINE = "command line"
 _SUFFIX = ".yaml"
 
 
@@ -157,13 +158,38 @@ def read_layers(names: Sequence[str | Path]) -> list[Layer]:
     """Return the layers of files or presets in order, each preceded by its bases.
 
     A base that an earlier file has already brought in is not applied a second time, so that two
-    presets with the same base can be combined.
+    presets with the same base can be combined. Other presets cannot: they hold what differs from
+    the defaults, and what the first sets would stay under the name of the second.
+
+    Raises:
+        ConfigError: one line that names the file or preset and what is wrong with it.
     """
     layers: list[Layer] = []
     applied: set[Path] = set()
-    for name in names:
-        _collect(_resolve(str(name), Path(), "command line"), (), layers, applied)
+    first: tuple[str, str] | None = None  # a preset, and the file that it is built on
+    for name in map(str, names):
+        path = _resolve(name, Path(), _COMMAND_LINE)
+        is_preset = path.parent == presets_dir() and path.stem == name
+        if is_preset and path.resolve() in applied:
+            raise ConfigError(f"{_COMMAND_LINE}: {name} is a part of what is given before it")
+        _collect(path, (), layers, applied)
+        if not is_preset:
+            continue
+        root = _root(path)
+        if first is not None and root != first[1]:
+            raise ConfigError(
+                f"{_COMMAND_LINE}: {first[0]} and {name} are presets of different methods: what "
+                f"{first[0]} sets would stay; give one of them"
+            )
+        first = (name, root)
     return layers
+
+
+def _root(path: Path) -> str:
+    """Return the name of the file that a preset is built on, its own where on none."""
+    layers: list[Layer] = []
+    _collect(path, (), layers, set())
+    return layers[0].source
 
 
 def _collect(path: Path, trail: tuple[Path, ...], layers: list[Layer], applied: set[Path]) -> None:
@@ -196,7 +222,7 @@ def _resolve(name: str, directory: Path, source: str) -> Path:
     preset = presets_dir() / f"{name}{_SUFFIX}"
     if is_name and preset.is_file():
         return preset
-    if path.is_dir() and not is_name:
+    if path.is_dir():
         raise ConfigError(f"{source}: {path} is a directory, a configuration file is wanted")
     if is_name:
         known = list_presets()

@@ -7,6 +7,7 @@ from before the first update, when steps are many times as fast.
 """
 
 import logging
+import math
 import shutil
 import sys
 import time
@@ -43,9 +44,9 @@ class SpeedMeter:
             self._samples.popleft()
 
     def speeds(self) -> tuple[float, float]:
-        """Return steps and updates per second; 0.0 before two moments are known."""
+        """Return steps and updates per second; NaN before two moments are known."""
         if len(self._samples) < 2:
-            return 0.0, 0.0
+            return math.nan, math.nan
         (start, first_step, first_update) = self._samples[0]
         (_, step, update) = self._samples[-1]
         # To now rather than to the newest sample: a long evaluation counts while it lasts.
@@ -179,6 +180,8 @@ class _NoticesAboveTheBar(logging.Handler):
 
 
 def _speed(value: float) -> str:
+    if math.isnan(value):
+        return "-"
     return f"{value:.1f}" if value < 10 else f"{value:.0f}"
 
 

@@ -115,3 +115,16 @@ def claim_run_dir(path: Path) -> None:
         ) from error
     except OSError as error:
         raise ConfigError(f"{path} cannot be created: {error.strerror}") from error
+
+
+def make_output_directory(path: Path) -> None:
+    """Create a directory for what a verb writes, with its missing parents.
+
+    Raises:
+        ConfigError: it cannot be created, or is a file.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        why = "is not a directory" if path.is_file() else f"cannot be created: {error.strerror}"
+        raise ConfigError(f"{path} {why}") from error

@@ -12,6 +12,7 @@ resume at step S the rows after S are cut off and those at S stay.
 """
 
 import logging
+import math
 import uuid
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -157,7 +158,8 @@ class Tracker:
         exact = {name: value for name, value in row.items() if not name.startswith(_TIME)}
         steps, updates = self._progress.speeds()
         speeds = {"time/steps_per_second": steps, "time/updates_per_second": updates}
-        self.log_time(env_step, speeds | {name: row[name] for name in row.keys() - exact.keys()})
+        known = {name: speed for name, speed in speeds.items() if not math.isnan(speed)}
+        self.log_time(env_step, known | {name: row[name] for name in row.keys() - exact.keys()})
         self._newest_step = max(self._newest_step, env_step)
         self._multiplier = exact.get(_MULTIPLIER, self._multiplier)
         if exact:

@@ -196,6 +196,23 @@ def unbounded(render_mode: str | None = None) -> gymnasium.Env:
     return env
 
 
-for name, make in (("Rendered-v0", rendered), ("Unbounded-v0", unbounded)):
+def blind() -> gymnasium.Env:
+    """Make one whose entry point takes no render_mode."""
+    return CountingEnv()
+
+
+def flat(render_mode: str | None = None) -> gymnasium.Env:
+    """Make one whose second action cannot be chosen."""
+    env = CountingEnv(render_mode)
+    env.action_space = Box(np.array([-1.0, 2.0]), np.array([1.0, 2.0]), dtype=np.float64)
+    return env
+
+
+for name, make in (
+    ("Rendered-v0", rendered),
+    ("Unbounded-v0", unbounded),
+    ("Blind-v0", blind),
+    ("Flat-v0", flat),
+):
     if name not in gymnasium.registry:
         gymnasium.register(name, make, max_episode_steps=HORIZON)

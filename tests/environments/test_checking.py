@@ -39,7 +39,25 @@ def test_a_sound_task_yields_facts_alone():
 def test_cost_statistics_are_those_of_the_episodes():
     findings = check_env(EnvConfig(id=f"{HERE}:Counting-v0"), steps=20)
     assert facts(findings, "cost") == ["2.50 per episode (limit 25), 0.5000 per step"]
-    assert facts(findings, "random policy")[0].startswith("20 steps in 4 episodes")
+    expected = "20 steps, 4 episodes finished, of 5 steps and return 5.00, 0 ended by termination"
+    assert facts(findings, "random policy") == [expected]
+
+
+def test_an_episode_that_was_cut_off_is_no_episode():
+    findings = check_env(EnvConfig(id=f"{HERE}:Counting-v0"), steps=18)
+    assert facts(findings, "cost") == ["2.50 per episode (limit 25), 0.5000 per step"]
+    assert facts(findings, "random policy")[0].startswith("18 steps, 3 episodes finished, of 5")
+    findings = check_env(EnvConfig(id=f"{HERE}:Counting-v0"), steps=3)
+    assert facts(findings, "cost") == ["0.5000 per step (limit 25 per episode)"]
+    told = facts(findings, "random policy")
+    assert told == ["no episode finished in 3 steps; --steps=5 finishes one"]
+
+
+def test_an_environment_need_not_know_of_rendering():
+    findings = check_env(EnvConfig(id=f"{HERE}:Blind-v0"), steps=10)
+    assert problems(findings) == []
+    (note,) = lines(findings, "note")
+    assert "(no videos, then)" in note
 
 
 @pytest.mark.parametrize(
@@ -56,6 +74,7 @@ def test_cost_statistics_are_those_of_the_episodes():
             r"values up to 1e\+06",
         ),
         (EnvConfig(id=f"{HERE}:OutOfBounds-v0"), "outside the announced bounds"),
+        (EnvConfig(id=f"{HERE}:Flat-v0"), "action: low equals high in dimension 1"),
         (EnvConfig(id=f"{HERE}:Warning-v0"), "warning: .*something is deprecated"),
     ],
     ids=lambda value: value.id if isinstance(value, EnvConfig) else None,

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from algd.errors import ConfigError, UserError, install_command
 from algd.experiments.arguments import VerbParser
+from algd.training.run_directory import make_output_directory
 
 _TABLE_FILES = ("comparison.csv", "runs.csv", "comparison.tex")
 
@@ -66,7 +67,7 @@ def _write(directory: Path, comparisons: list) -> None:
 
     texts = (csv_table(comparisons), runs_table(comparisons), latex_table(comparisons))
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        make_output_directory(directory)
         for name, text in zip(_TABLE_FILES, texts, strict=True):
             (directory / name).write_text(text, encoding="utf-8")
     except (FileExistsError, NotADirectoryError) as error:

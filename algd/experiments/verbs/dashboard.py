@@ -7,6 +7,7 @@ from pathlib import Path
 
 from algd.errors import ConfigError, UserError
 from algd.experiments.arguments import VerbParser
+from algd.training.run_directory import make_output_directory
 
 _PORT = 8765
 _MAX_PORT = 65_535
@@ -87,7 +88,7 @@ def _write(paths: list[Path], out: Path, videos: str) -> int:
         raise ConfigError(f"--out: {out} is a directory; a file is wanted")
     sources = MediaSources(out.parent, videos=videos)
     page = render(dashboard_data(found, sources)).encode()
-    out.parent.mkdir(parents=True, exist_ok=True)
+    make_output_directory(out.parent)
     out.write_bytes(page)
     linked = f"; {sources.linked} pictures and videos are linked" if sources.linked else ""
     print(f"{out}: {len(found.runs)} runs, {len(page) / 1e6:.1f} MB{linked}")
