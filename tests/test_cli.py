@@ -325,17 +325,17 @@ def test_a_fault_during_training_is_one_line(
     "arguments",
     [
         ["ablate", "rho", "--env", "bandit", "--dir"],
-        ["sweep", "sweep.yaml", "--dir"],
+        ["sweep", "FILE", "--dir"],
     ],
     ids=lambda arguments: arguments[0],
 )
 def test_an_output_that_cannot_be_made_is_one_line(
     arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_sweep(tmp_path, total_steps=100, parameters={"seed": {"values": [0]}})
-    (tmp_path / "file").write_text("")
-    for place in ("/proc/no/x", "file/x"):
-        assert "cannot be created: N" in fails(capsys, *arguments, place)
+    file = write_sweep(tmp_path, total_steps=100, parameters={"seed": {"values": [0]}})
+    words = [str(file) if word == "FILE" else word for word in arguments]
+    for place in ("/proc/no/x", str(file / "x")):
+        assert "cannot be created: N" in fails(capsys, *words, place)
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EISDIR])
