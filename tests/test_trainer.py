@@ -17,12 +17,14 @@ from replayed_calls import record
 import algd
 from alam.multiplier import MULTIPLIERS
 from alam.replay import ReplayBuffer
+from alam.sac import SACAgent
 from algd.environments.make import make_env
 from algd.environments.subprocess_vector import SubprocessVectorEnv
 from algd.errors import CheckpointError, ConfigError, EnvironmentFault
 from algd.experiments.config import dump_yaml, load_config
 from algd.training.checkpoint import CheckpointStore
 from algd.training.durable_files import replace_durably
+from algd.training.evaluation import evaluate_policy
 from algd.training.stopping import Interrupted
 from algd.training.trainer import Trainer, resume, train
 
@@ -380,6 +382,72 @@ def test_replay_remembers_terminations_and_no_time_limits(
     assert trainer.recent_episodes  # some came to their end
     terminated = trainer.replay.unpack(trainer.replay.table)[5][:150]
     assert terminated.tolist() == [float(ends == "terminated")] * 150
+
+
+COUNTING = {"env.id": "environments.faulty_envs:Counting-v0", "policy.kind": "gaussian"}
+
+
+def counting_trainer(tmp_path: Path, **changes: object) -> Trainer:
+    """Train on episodes of five steps that pay 1 and cost 0.5 a step; observations count steps."""
+    dotted = {name.replace("__", "."): value for name, value in changes.items()}
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    config = load_config([], TINY | COUNTING | dotted)
+    replace_durably(run_dir / "config.yaml", dump_yaml(config).encode())
+    trainer = Trainer(config, run_dir)
+    trainer.run()
+    return trainer
+
+
+def test_a_time_limit_bootstraps_from_the_state_that_it_cut_off(tmp_path: Path) -> None:
+    trainer = counting_trainer(tmp_path)
+    obs, _, _, _, next_obs, _ = trainer.replay.unpack(trainer.replay.table[:200])
+    assert set(obs[:, 0].tolist()) == {0.0, 1.0, 2.0, 3.0, 4.0}
+    assert torch.equal(next_obs[:, 0], obs[:, 0] + 1.0)  # 5 at the limit, not 0 of the next episode
+
+
+def test_a_batch_holds_both_observations_normalised(tmp_path: Path) -> None:
+    trainer = counting_trainer(tmp_path, train__normalize_obs=True)
+    state = trainer.sampling.get_state()
+    raw = trainer.replay.sample(16, trainer.sampling)
+    trainer.sampling.set_state(state)
+    batch = trainer.sample_batch()
+    for name in ("obs", "next_obs"):
+        expected = trainer.normalizer.normalize(getattr(raw, name).numpy())
+        np.testing.assert_allclose(getattr(batch, name).numpy(), expected, rtol=1e-5, atol=1e-5)
+    assert not torch.equal(batch.obs, batch.next_obs)
+
+
+def test_agents_hear_the_cost_of_episodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[float] = []
+    monkeypatch.setattr(SACAgent, "observe_episode_cost", lambda _, cost: heard.append(cost))
+    counting_trainer(tmp_path)
+    assert heard == [2.5] * 40  # their returns are 5
+
+
+def test_every_environment_earns_updates(tmp_path: Path) -> None:
+    """From step 51 on, three steps at a time; the first 60 of all steps at a third of the pace."""
+    pace = {"train__updates_per_step": 1.0, "train__total_steps": 90}
+    alone = counting_trainer(tmp_path, env__num_envs=3, train__learning_starts=51, **pace)
+    assert alone.num_updates == 3 * 14  # 51, 54, ..., 90
+    (tmp_path / "slow").mkdir()
+    first = {"train__initial_updates_per_step": 1 / 3, "train__initial_steps": 60}
+    slow = counting_trainer(
+        tmp_path / "slow", env__num_envs=3, train__learning_starts=51, **pace, **first
+    )
+    assert slow.num_updates == 4 + 3 * 10  # one at each of 51, 54, 57 and 60
+
+
+def test_a_cost_at_the_limit_is_within_it(tmp_path: Path) -> None:
+    """Episodes cost 2.5."""
+    env = make_env("environments.faulty_envs:Counting-v0")
+    trainer = counting_trainer(tmp_path, constraint__cost_limit=2.5)
+    result = evaluate_policy(
+        trainer.agent, trainer.normalizer, env, episodes=3, mode="deterministic", seed=0
+    )
+    assert (result.costs, result.returns, result.lengths) == ((2.5,) * 3, (5.0,) * 3, (5,) * 3)
+    assert result.metrics(2.5)["eval/violation_rate"] == 0.0
+    assert result.metrics(2.4)["eval/violation_rate"] == 1.0
 
 
 def test_one_row_a_batch_is_enough(tmp_path: Path) -> None:

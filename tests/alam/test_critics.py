@@ -83,6 +83,18 @@ def test_targets_take_the_minimum_of_the_reward_twins_and_each_cost_member_its_o
     assert cost[:, 1].tolist() == [0.5, 0.5, 0.5]
 
 
+def test_target_values_are_the_pessimistic_values_of_the_target_networks():
+    critics = critics_of(num_cost_critics=4, cost_pessimism=0.5)
+    for online in (critics.reward, critics.cost):
+        hold_constant(online, [100.0] * len(online.biases[-1]))
+    hold_constant(critics.reward_target, [5.0, 3.0])
+    hold_constant(critics.cost_target, [1.0, 2.0, 3.0, 6.0])
+    batch = batch_of([0.0, 1.0])
+    q_reward, q_cost = critics.target_values(batch.obs, batch.action)
+    assert q_reward.tolist() == [3.0, 3.0]
+    assert q_cost.tolist() == pytest.approx([3.0 + 0.5 * math.sqrt(14.0 / 3.0)] * 2)
+
+
 def test_pessimistic_bootstrap_gives_all_members_one_target_that_is_never_below_the_cost():
     critics = critics_of(num_cost_critics=3, cost_discount=0.8, bootstrap_pessimism=0.25)
     batch = batch_of([0.0, 1.0])

@@ -277,12 +277,12 @@ def test_without_augmentation_the_energy_is_the_plain_lagrangian():
 
 @pytest.mark.parametrize(
     ("hinge", "weights"),
-    # rows: multiplier (0, 1, 2), violation (-3, 1, 5), penalty 2
-    [("sample", [0.0, 3.0, 12.0]), ("batch", [3.0, 3.0, 3.0])],
+    # rows: multiplier (0, 1, 2), violation (-3, 1, 8), penalty 2; means 1 and 2, no median
+    [("sample", [0.0, 3.0, 18.0]), ("batch", [5.0, 5.0, 5.0])],
 )
 def test_hinge_acts_per_row_or_once_on_the_batch_mean(hinge, weights):
     constraint = Constraint(ConstraintConfig(penalty_coef=2.0, hinge=hinge), threshold=1.0)
-    violation = tensor(-3.0, 1.0, 5.0).requires_grad_(True)
+    violation = tensor(-3.0, 1.0, 8.0).requires_grad_(True)
     energy = constraint.energy(tensor(0.0, 0.0, 0.0), violation, tensor(0.0, 1.0, 2.0))
     (slopes,) = torch.autograd.grad(energy.sum(), violation)
     assert slopes.tolist() == weights

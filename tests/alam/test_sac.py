@@ -12,7 +12,12 @@ from alam.acting import observation_rows
 from alam.critics import CriticConfig
 from alam.gaussian import GaussianPolicyConfig
 from alam.lagrangian import ConstraintConfig
-from alam.multiplier_config import FixedConfig, ScalarDualConfig, StatewiseDualConfig
+from alam.multiplier_config import (
+    FixedConfig,
+    ScalarDualConfig,
+    StatewiseALaMConfig,
+    StatewiseDualConfig,
+)
 from alam.sac import SACAgent, SACConfig, make_constraint
 from alam.types import Batch, require_batch
 
@@ -295,3 +300,33 @@ def test_a_limit_without_a_point_can_be_calibrated():
     agent.update(batch_of())
     agent.observe_episode_cost(50.0)
     assert 0 < agent.constraint.threshold.item() < 25
+
+
+def test_the_dual_target_has_the_penalty_of_the_constraint() -> None:
+    agent = agent_of(constraint={"penalty_coef": 4.0}, multiplier=StatewiseALaMConfig(hidden=(8,)))
+    assert agent.multiplier.penalty_coef == 4.0
+
+
+def test_the_entropy_coefficient_starts_where_the_config_says() -> None:
+    agent = agent_of(policy={"entropy_coef": "auto", "initial_entropy_coef": 0.2})
+    assert agent.log_entropy_coef.item() == pytest.approx(math.log(0.2))
+
+
+def test_episodes_are_held_against_the_limit_whatever_the_calibrated_threshold() -> None:
+    """An episode of twice the limit is a violation of 1 in units of the nominal threshold."""
+    config = ScalarDualConfig(signal="episode", learning_rate=0.1)
+    agent = agent_of(constraint={"cost_limit": 25.0, "calibration_rate": 0.1}, multiplier=config)
+    agent.update(batch_of())
+    for expected in (0.1, 0.2):
+        agent.observe_episode_cost(50.0)
+        agent.update(batch_of())
+        assert agent.multiplier.value.item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_several_rows_act_by_one_draw_of_their_own_noise() -> None:
+    agent = agent_of()
+    obs = batch_of().obs
+    action = agent.act(obs.numpy(), generator=seeded(7))
+    noise = torch.randn(B, ACTION_DIM, generator=seeded(7))
+    expected, _ = plain_sample(agent.policy.network, obs, noise)
+    np.testing.assert_allclose(action, expected.detach().numpy(), rtol=1e-5, atol=1e-6)

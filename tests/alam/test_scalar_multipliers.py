@@ -135,6 +135,39 @@ def test_adrc_first_step_by_hand():
     assert multiplier.reference.tolist() == pytest.approx([1.0, -0.0025])
 
 
+def test_adrc_second_step_by_hand():
+    """By the recurrences of ``ScalarADRC`` with its default rates, worked out on paper."""
+    config = ScalarADRCConfig(interval=1)
+    multiplier = build(config)
+    values(multiplier, [1.0])
+    held = multiplier.value.item()
+    z, path = multiplier.observer.tolist(), multiplier.reference.tolist()
+    last = values(multiplier, [2.0])[-1]
+    rate, omega, stiff = (
+        config.tracking_rate,
+        config.observer_bandwidth,
+        config.controller_bandwidth,
+    )
+    path = [path[0] + path[1], path[1] - rate**2 * path[0] - 2 * rate * path[1]]
+    error, drive = 2.0 - z[0], z[2] + config.input_gain * held
+    z = [
+        z[0] + z[1] + 3 * omega * error,
+        z[1] + drive + 3 * omega**2 * error,
+        z[2] + omega**3 * error,
+    ]
+    assert multiplier.observer.tolist() == pytest.approx(z, rel=1e-5)
+    assert multiplier.reference.tolist() == pytest.approx(path, rel=1e-5)
+    wanted = stiff**2 * (path[0] - z[0]) + 2 * stiff * (path[1] - z[1])
+    assert last == pytest.approx(max((wanted - z[2]) / config.input_gain, 0.0), rel=1e-5)
+
+
+def test_log_dual_ascent_has_the_gradient_of_the_logarithm():
+    """Of log lambda it is lambda * violation; Adam's moments weigh the steps by it."""
+    config = ScalarDualConfig(parameterization="log", initial_value=1.0, learning_rate=0.5)
+    expected = [1.64872, 1.27267, 1.41094]
+    assert values(build(config), [1.0, -2.0, 3.0]) == pytest.approx(expected, rel=1e-4)
+
+
 def adrc_in_the_loop(disturbance: float, gain: float, steps: int):
     """Run ADRC on violation'' = disturbance + gain * multiplier, from a violation of 1."""
     multiplier = build(ScalarADRCConfig(interval=1, input_gain=-0.01))

@@ -53,6 +53,16 @@ def test_dual_target_of_the_lagged_network_by_hand():
     assert target.tolist() == pytest.approx([0.0, 0.6, 1.0, 1.4, 2.0], rel=1e-6)
 
 
+def test_an_unhinged_target_is_bounded_above_alone():
+    multiplier = build(alam(multiplier_max=2.0, target_hinge="mean"), penalty_coef=4.0)
+    with torch.no_grad():
+        for parameter in multiplier.lagged.parameters():
+            parameter.zero_()
+        multiplier.lagged.network.biases[-1].fill_(0.5413248546129181)  # softplus gives 1
+    target = multiplier.target(torch.zeros(3, 3), torch.tensor([-1.0, 0.1, 9.0]))
+    assert target.tolist() == pytest.approx([-3.0, 1.4, 2.0], rel=1e-6)
+
+
 def test_own_penalty_overrides_that_of_the_constraint():
     target = build(alam(penalty_coef=4.0), penalty_coef=9.0).target(OBS, torch.ones(16))
     expected = build(alam(), penalty_coef=4.0).target(OBS, torch.ones(16))

@@ -41,6 +41,17 @@ def saying(network: ScoreNetwork, prediction: torch.Tensor) -> ScoreNetwork:
     return network
 
 
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_the_score_along_the_chain_is_that_of_forward(prediction, schedule):
+    network = network_of(prediction, schedule)
+    obs, noisy = normals(5, 3), 2 * normals(5, 2, seed=1)
+    along = network.along_chain(obs)
+    for level in range(len(network.alphas)):
+        expected = network(obs, noisy, torch.full((5,), level))
+        torch.testing.assert_close(along(noisy, level), expected, rtol=1e-10, atol=1e-10)
+
+
 @few
 @given(
     st.sampled_from(PREDICTIONS),

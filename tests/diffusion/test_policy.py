@@ -153,6 +153,14 @@ def test_score_loss_is_the_squared_error_of_the_prediction_at_the_renoised_point
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
 
 
+def test_violations_are_those_of_the_policys_actions_not_of_replayed_ones():
+    def told_by_the_action(obs, action):
+        return -action.sum(-1), action.sum(-1)
+
+    loss = loss_of(policy_of(2), told_by_the_action)
+    torch.testing.assert_close(loss.violation, loss.action.sum(-1))
+
+
 def loss_of(policy: DiffusionPolicy, evaluate=linear, rows: int = 8):
     return policy.loss(
         normals(rows, 3),
