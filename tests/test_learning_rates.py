@@ -1,6 +1,7 @@
 """Rates that fall with training: every optimiser, from its own rate, by the share asked for."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from algd.diffusion.policy import DiffusionPolicyConfig
 from algd.diffusion.temperature import TemperatureConfig
 from algd.experiments.config import load_config
 from algd.training.train_config import TrainConfig
-from algd.training.trainer import train
+from algd.training.trainer import Trainer, train
 
 
 def rates(agent) -> list[float]:
@@ -77,6 +78,18 @@ def test_rates_fall_linearly_to_their_share_over_a_run(tmp_path: Path):
     group = agent.critics.optimizer.param_groups[0]
     assert group["lr"] == pytest.approx(0.25 * 1e-2)
     assert group["initial_lr"] == 1e-2
+
+
+def test_half_way_to_the_end_half_of_the_fall_is_done():
+    scales = {}
+    trainer = Trainer.__new__(Trainer)
+    settings = {"train.total_steps": 60, "train.learning_starts": 20}
+    trainer.config = load_config(["sac"], settings | {"train.final_learning_rate": 0.2})
+    trainer.agent = SimpleNamespace(scale_learning_rates=lambda s: scales.update({step: s}))
+    for step in (10, 20, 30, 40, 60):
+        trainer.env_step = step
+        trainer._decay_learning_rates()
+    assert scales == pytest.approx({10: 1.0, 20: 1.0, 30: 0.8, 40: 0.6, 60: 0.2})
 
 
 @pytest.mark.parametrize("share", [0.0, -0.1, 1.5])

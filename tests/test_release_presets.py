@@ -298,6 +298,13 @@ def test_network_reads_the_squashed_action_while_its_output_moves_the_latent() -
     torch.testing.assert_close(moved, LATENT + 0.9 + math.sqrt(0.9) * NOISE)
 
 
+def test_the_heads_of_ddpm_read_the_squashed_action_and_the_latent() -> None:
+    policy = policy_of(agent_of("release_ddpm"))
+    policy.network = recorder = Recorder([0.0] * (2 * ACTION))
+    policy.step(torch.zeros(1, OBS), LATENT, NOISE, 3)
+    torch.testing.assert_close(recorder.inputs, [torch.tanh(LATENT), LATENT])
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_chain_starts_from_unit_noise_and_takes_five_steps(name: str) -> None:
     policy = policy_of(agent_of(name))

@@ -236,6 +236,40 @@ def test_an_update_moves_every_part_and_reports_the_dual() -> None:
     assert {"train/dual_temperature", "train/mean_kl", "train/std_kl"} <= metrics.keys()
 
 
+def test_the_multiplier_is_the_one_that_the_dual_found() -> None:
+    agent = make_agent()
+    agent.critics.target_values = lambda _, action: (  # type: ignore[method-assign]
+        -action.square().sum(-1),
+        1e3 + action.sum(-1),
+    )
+    metrics = agent.update(batch_of())
+    assert float(metrics["train/multiplier"]) > 0.1
+    assert agent.multiplier(batch_of().obs).tolist() == [
+        pytest.approx(float(metrics["train/multiplier"]))
+    ] * len(batch_of().obs)
+
+
+def test_actions_are_weighed_where_the_old_policy_drew_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    agent, batch = make_agent(), batch_of()
+    with torch.no_grad():
+        for parameter in agent.policy.parameters():
+            parameter.add_(0.1)
+    expected = [value.detach().clone() for value in agent.old_policy(batch.obs)]
+    assert not torch.allclose(expected[0], agent.policy(batch.obs)[0])
+    seen: list[torch.Tensor] = []
+
+    def fit(_obs, _latent, _weights, *old):
+        seen.extend(value.clone() for value in old)
+        return {}
+
+    monkeypatch.setattr(agent, "_maximization", fit)
+    agent.update(batch)
+    for actual, wanted in zip(seen, expected, strict=True):
+        assert torch.equal(actual, wanted)
+
+
 def test_the_old_policy_follows_at_its_rate() -> None:
     agent = make_agent(target_update_rate=0.25)
     old = [p.clone() for p in agent.old_policy.parameters()]

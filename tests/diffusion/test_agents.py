@@ -404,3 +404,12 @@ def test_another_denoising_policy_acts_at_once():
     expected = other.act(obs, generator=stream, deterministic=True)
     alone = agent.act(obs[:1], generator=stream, deterministic=True)
     assert alone == pytest.approx(expected[:1], abs=1e-6)
+
+
+def test_the_entropy_is_probed_by_several_actions_of_each_state(monkeypatch):
+    agent = agent_of(VARIANTS["tuned temperature"])
+    obs = torch.arange(4.0)[:, None].expand(4, OBS_DIM)
+    monkeypatch.setattr(agent.policy, "sample", lambda rows, _: rows[:, :ACTION_DIM])
+    samples = agent.sample_probe(obs, agent.draw_probe(4))
+    assert samples.shape == (4, 4, ACTION_DIM)
+    assert torch.equal(samples, obs[:, :ACTION_DIM].expand(4, 4, ACTION_DIM))
