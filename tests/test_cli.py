@@ -321,6 +321,16 @@ def test_a_fault_during_training_is_one_line(
     assert fails(capsys, "train", "sac") == "reward is nan at step 7 of environment 0"
 
 
+def test_a_mistyped_preset_is_told_before_torch_is_imported() -> None:
+    script = (
+        "import sys; from algd.experiments.cli import main; code = main(['train', 'sac_alm']); "
+        "sys.exit(3 if 'torch' in sys.modules else code)"
+    )
+    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert told.returncode == 2
+    assert "did you mean sac_alam" in told.stderr
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -92,8 +92,7 @@ def load_overridden(names: Sequence[str], overrides: Sequence[Override]) -> "Exp
     An override `--base=NAME` is one more preset or file, the last of them: a sweep varies it as any
     other key.
     """
-    from algd.experiments.config import COMMAND_LINE, load_config
-    from algd.experiments.yaml_files import parse_yaml
+    from algd.experiments.yaml_files import COMMAND_LINE, parse_yaml, read_layers
 
     given = {
         override.option.removeprefix("--"): parse_yaml(
@@ -106,7 +105,11 @@ def load_overridden(names: Sequence[str], overrides: Sequence[Override]) -> "Exp
     base = given.pop(_BASE, None)
     if base is not None and not isinstance(base, str):
         raise ConfigError(f"{COMMAND_LINE}: base must be a preset or a file, got {base!r}")
-    return load_config([*names, *([] if base is None else [base])], given)
+    names = [*names, *([] if base is None else [base])]
+    read_layers(names)  # a typo is told before the seconds that torch takes to import
+    from algd.experiments.config import load_config
+
+    return load_config(names, given)
 
 
 def positive_int(text: str) -> int:

@@ -26,12 +26,11 @@ from algd.environments.make import EnvConfig
 from algd.errors import ConfigError
 from algd.experiments.layers import build
 from algd.experiments.schema import plain
-from algd.experiments.yaml_files import Layer, read_layers, write_yaml
+from algd.experiments.yaml_files import COMMAND_LINE, Layer, read_layers, write_yaml
 from algd.training.evaluation import EvaluationConfig
 from algd.training.tracking import TrackingConfig
 from algd.training.train_config import TrainConfig
 
-COMMAND_LINE = "command line"
 _MAX_SEED = 2**32 - 1  # what numpy's generators take
 
 PolicyConfig = DiffusionPolicyConfig | ReleasePolicyConfig | GaussianPolicyConfig | CVPOPolicyConfig

@@ -21,11 +21,12 @@ import numpy as np
 
 from algd.errors import ConfigError
 from algd.experiments.arguments import Override, load_overridden
-from algd.experiments.config import COMMAND_LINE, ExperimentConfig, load_config, to_dict
+from algd.experiments.config import ExperimentConfig, load_config, to_dict
 from algd.experiments.config_values import first_difference, flatten
 from algd.experiments.schema import show
 from algd.experiments.sweep_child import is_complete
 from algd.experiments.sweep_file import SweepFile
+from algd.experiments.yaml_files import COMMAND_LINE
 from algd.training.run_directory import CONFIG_FILE
 
 SEED = "seed"

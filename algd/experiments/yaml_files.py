@@ -16,8 +16,9 @@ from yaml.constructor import ConstructorError
 from algd.errors import ConfigError
 from algd.experiments.schema import did_you_mean, nearest, show
 
+COMMAND_LINE = "command line"
+
 _BASE_KEY = "base"
-_COMMAND_LINE = "command line"
 _SUFFIX = ".yaml"
 
 
@@ -168,17 +169,17 @@ def read_layers(names: Sequence[str | Path]) -> list[Layer]:
     applied: set[Path] = set()
     first: tuple[str, str] | None = None  # a preset, and the file that it is built on
     for name in map(str, names):
-        path = _resolve(name, Path(), _COMMAND_LINE)
+        path = _resolve(name, Path(), COMMAND_LINE)
         is_preset = path.parent == presets_dir() and path.stem == name
         if is_preset and path.resolve() in applied:
-            raise ConfigError(f"{_COMMAND_LINE}: {name} is a part of what is given before it")
+            raise ConfigError(f"{COMMAND_LINE}: {name} is a part of what is given before it")
         _collect(path, (), layers, applied)
         if not is_preset:
             continue
         root = _root(path)
         if first is not None and root != first[1]:
             raise ConfigError(
-                f"{_COMMAND_LINE}: {first[0]} and {name} are presets of different methods: what "
+                f"{COMMAND_LINE}: {first[0]} and {name} are presets of different methods: what "
                 f"{first[0]} sets would stay; give one of them"
             )
         first = (name, root)

@@ -53,8 +53,7 @@ def run(arguments: list[str]) -> int:
     options = parser.parse_args(known)
     from algd.experiments.ablation import ablate
     from algd.experiments.ablation_cells import default_jobs
-    from algd.experiments.config import COMMAND_LINE
-    from algd.experiments.yaml_files import parse_yaml
+    from algd.experiments.yaml_files import COMMAND_LINE, parse_yaml
 
     overrides = {
         override.option.removeprefix("--"): parse_yaml(
