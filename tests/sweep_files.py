@@ -46,7 +46,7 @@ def write_sweep(directory: Path, *, total_steps: int, parameters: dict[str, Any]
         "command": [
             "algd",
             "train",
-            "sac_alam",
+            *([] if "base" in parameters else ["sac_alam"]),
             *TINY,
             f"--train.total_steps={total_steps}",
             "${args}",

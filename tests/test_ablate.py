@@ -186,7 +186,7 @@ def test_a_file_where_the_grid_should_lie_is_one_line(
     taken = tmp_path / "file"
     taken.write_text("mine")
     assert main(["ablate", "rho", "--env", "bandit", "--dir", str(taken), "--jobs", "1"]) == 2
-    assert "File exists" in capsys.readouterr().err
+    assert f"{taken} is not a directory" in capsys.readouterr().err
     assert taken.read_text() == "mine"
 
 

@@ -476,7 +476,7 @@ def test_latex_escapes_what_the_labels_hold(tmp_path: Path) -> None:
         (["runs", "--by", "multiplier.knd"], "multiplier.knd'; did you mean multiplier.kind"),
         (["runs", "--baseline", "x"], "no group is called 'x'; the groups are: multiplier=fixed"),
         (["runs", "--metric", "eval/retrun"], "no run logs the metric 'eval/retrun'; did you mean"),
-        (["runs", "--out", "file"], "--out: file is not a directory"),
+        (["runs", "--out", "file"], "file is not a directory"),
         ([], "the following arguments are required: RUNS"),
     ],
 )

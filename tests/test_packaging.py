@@ -123,7 +123,7 @@ sys.exit(main(sys.argv[2:]))
 
 
 def test_training_works_without_the_optional_packages(tmp_path: Path) -> None:
-    missing = "wandb,diffusers,tensorboard,torch.utils.tensorboard,imageio_ffmpeg,scipy,matplotlib"
+    missing = "wandb,tensorboard,torch.utils.tensorboard,imageio_ffmpeg,scipy,matplotlib"
     done = run(
         *[sys.executable, "-c", WITHOUT, missing],
         *["train", "algd", "--env.id=AnalyticBandit1-v0", "--run-dir", tmp_path / "run"],

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from algd.errors import ConfigError, UserError, install_command
+from algd.errors import UserError, install_command
 from algd.experiments.arguments import VerbParser
 from algd.training.run_directory import make_output_directory
 
@@ -66,12 +66,9 @@ def _write(directory: Path, comparisons: list) -> None:
     from algd.experiments.compare_tables import csv_table, latex_table, runs_table
 
     texts = (csv_table(comparisons), runs_table(comparisons), latex_table(comparisons))
-    try:
-        make_output_directory(directory)
-        for name, text in zip(_TABLE_FILES, texts, strict=True):
-            (directory / name).write_text(text, encoding="utf-8")
-    except (FileExistsError, NotADirectoryError) as error:
-        raise ConfigError(f"--out: {directory} is not a directory") from error
+    make_output_directory(directory)
+    for name, text in zip(_TABLE_FILES, texts, strict=True):
+        (directory / name).write_text(text, encoding="utf-8")
     try:
         import matplotlib  # noqa: F401 - asked for first, so that no other fault is taken for it
     except ImportError as error:
